@@ -1,0 +1,58 @@
+"""Uncompressed models: loading one from a folder, a hub id or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from pipo.errors import UsageError
+
+
+def load_base(source: str, *, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+    """A Hugging Face causal LM. A GGUF file is dequantized. Raises `UsageError`."""
+    path, kwargs = _resolve(source)
+    if kwargs:
+        kwargs["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UsageError("model", f"cannot load {source} ({first_line(error)})", "name a folder, hub id or GGUF file") from error
+    if kwargs:
+        _forget_gguf(model)
+    return model
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer beside a model. Raises `UsageError`."""
+    path, kwargs = _resolve(source)
+    try:
+        return AutoTokenizer.from_pretrained(path, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UsageError("tokenizer", f"cannot load it from {source} ({first_line(error)})", "put its files beside the model") from error
+
+
+def first_line(error: Exception) -> str:
+    """An error's first line, for messages of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _resolve(source: str) -> tuple[str, dict[str, Any]]:
+    path = Path(source)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if path.exists() and not (path / "config.json").is_file():
+        raise UsageError("model", f"{source} is no model folder (no config.json)", "name a Hugging Face model folder")
+    return source, {}
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Make a dequantized model an ordinary one, that can be cast, trained and saved."""
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    model.is_quantized = False
+    model.hf_quantizer = None
+    model.quantization_method = None

@@ -1,0 +1,1 @@
+"""Chat JSONL in, pairs out."""

@@ -1,0 +1,176 @@
+"""Chat JSONL: reading, checking, tokenizing with the loss on the assistant's turns."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from pipo.data.layout import Layout, lay_out
+from pipo.errors import UsageError
+from pipo.pairing import IGNORE
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A line that is not trained on, and why."""
+
+    file: str
+    line: int  # from 1
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One conversation: ids, and labels that are IGNORE outside the answers. Not shifted, not paired."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def read_chats(path: str | Path) -> Iterator[tuple[int, list[dict[str, Any]] | Problem]]:
+    """Yield (line number, messages or what is wrong with the line). Raises `UsageError` for a missing file."""
+    try:
+        file = open(path, encoding="utf-8")
+    except OSError as error:
+        raise UsageError("data", f"cannot read {path} ({error.strerror})", "name a chat JSONL file") from error
+    with file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                messages = _parse(line)
+                yield number, Problem(str(path), number, messages) if isinstance(messages, str) else messages
+
+
+def _parse(line: str) -> list[dict[str, Any]] | str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return f"no JSON ({error.msg})"
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list) or not messages:
+        return 'no "messages" list'
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return 'a message without "role"'
+        if not isinstance(message.get("content"), str) or not message["content"].strip():
+            return f"an empty {message['role']} turn"
+    if not any(message["role"] == "assistant" for message in messages):
+        return "no assistant turn"
+    return messages
+
+
+def tokenize_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], prefix: str = "") -> Tokens:
+    """Tokenize segment by segment, so that every prompt has exactly the ids that it has at inference.
+
+    An answer's targets run from its first token through the end-of-turn token; `prefix` (already part of the prompt at
+    inference) is not a target. Raises `ValueError` where the template does not render a conversation by appending.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    done = ""
+
+    def put(text: str, target: bool) -> None:
+        new = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        ids.extend(new)
+        labels.extend(new if target else [IGNORE] * len(new))
+
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = render(tokenizer, messages[:turn], add_generation_prompt=True)
+        whole = render(tokenizer, messages[: turn + 1], add_generation_prompt=False)
+        if not prompt.startswith(done) or not whole.startswith(prompt):
+            raise ValueError(f"the chat template rewrites what comes before turn {turn}")
+        answer = whole[len(prompt) :]
+        head = prefix if prefix and answer.startswith(prefix) else ""
+        body, tail = _cut_after_end(answer[len(head) :], tokenizer)
+        put(prompt[len(done) :] + head, target=False)
+        put(body, target=True)
+        done = whole[: len(whole) - len(tail)]
+    return Tokens(ids, labels)
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    """The chat template's text. Raises `UsageError` where the tokenizer has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError("chat_template", "the tokenizer has none", "add chat_template.jinja to the model's folder")
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    return str(text)
+
+
+def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
+    """The answer through its end-of-turn token, and what the template puts after that."""
+    end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1
+    cut = len(answer) if end < 0 else end + len(tokenizer.eos_token)
+    return answer[:cut], answer[cut:]
+
+
+class ChatDataset(Dataset[dict[str, list[int]]]):
+    """Tokenized conversations. `problems` names every line that is left out.
+
+    Items depend on (seed, epoch, index) alone, so that a resumed run sees what an unbroken one sees.
+    """
+
+    def __init__(self, files: Sequence[str], tokenizer: Any, *, max_length: int, prefix: str = "") -> None:
+        self.items: list[Tokens] = []
+        self.problems: list[Problem] = []
+        for file in files:
+            for number, chat in read_chats(file):
+                item = chat if isinstance(chat, Problem) else self._tokenize(tokenizer, chat, prefix, max_length)
+                if isinstance(item, Tokens):
+                    self.items.append(item)
+                else:
+                    reason = item if isinstance(item, Problem) else Problem(file, number, item)
+                    self.problems.append(reason)
+        if not self.items:
+            first = f", first: {self.problems[0]}" if self.problems else ""
+            raise UsageError("data", f"nothing to train on in {', '.join(files)}{first}", "see `pipo data FILE`")
+
+    @staticmethod
+    def _tokenize(tokenizer: Any, chat: list[dict[str, Any]], prefix: str, max_length: int) -> Tokens | str:
+        try:
+            tokens = tokenize_chat(tokenizer, chat, prefix)
+        except ValueError as error:
+            return str(error)
+        if len(tokens.ids) > max_length:
+            return f"{len(tokens.ids)} tokens, more than max_length {max_length}"
+        return tokens
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        item = self.items[index]
+        return {"input_ids": item.ids, "labels": item.labels}
+
+
+class PairDataset(Dataset[dict[str, list[int]]]):
+    """A `ChatDataset` laid out in pairs; the PADs are drawn anew every epoch."""
+
+    def __init__(self, chats: ChatDataset, pad: int, *, scheme: str, max_ratio: float, seed: int) -> None:
+        self.chats, self.pad, self.scheme, self.max_ratio, self.seed = chats, pad, scheme, max_ratio, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.chats)
+
+    def layout(self, index: int) -> Layout:
+        item = self.chats.items[index]
+        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
+        ratio = rng.uniform(0, self.max_ratio)
+        return lay_out(item.ids, item.labels, self.pad, self.scheme, ratio, rng)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        layout = self.layout(index)
+        return {"input_ids": layout.ids, "labels": layout.labels}

@@ -1,0 +1,14 @@
+"""The one error that a user can cause: it names the field and the fix."""
+
+from __future__ import annotations
+
+
+class UsageError(Exception):
+    """Bad input. The command line prints it as one line and exits with 2.
+
+    `str(error)` is "field: problem; fix".
+    """
+
+    def __init__(self, field: str, problem: str, fix: str) -> None:
+        super().__init__(f"{field}: {problem}; {fix}")
+        self.field, self.problem, self.fix = field, problem, fix

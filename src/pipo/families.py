@@ -1,0 +1,78 @@
+"""What differs from one model family to the next. A new family is a line here and a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from pipo.errors import UsageError
+
+NATIVE_MTP = "mtp."
+"""Prefix of a checkpoint's own MTP tensors."""
+
+HAS_MTP = {
+    "llama": False,  # Llama, SmolLM2
+    "qwen2": False,
+    "qwen3": False,
+    "qwen3_5_text": True,
+}
+"""Backbone model type -> does the family ship a trained MTP head?"""
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The decoder's config, out of a multimodal wrapper where there is one. Raises `UsageError`."""
+    decoder = config.get_text_config(decoder=True)
+    if decoder.model_type not in HAS_MTP:
+        raise UsageError("model", f"family {decoder.model_type!r} is not supported", f"use one of {', '.join(HAS_MTP)}")
+    return decoder
+
+
+def native_mtp(source: str | None, config: PreTrainedConfig) -> dict[str, Tensor] | None:
+    """The checkpoint's trained MTP head under our names, None where the family or the checkpoint has none."""
+    if not source or not HAS_MTP[config.model_type]:
+        return None
+    tensors = {name: tensor for name, tensor in checkpoint_tensors(source, NATIVE_MTP)}
+    return {mtp_name(name.removeprefix(NATIVE_MTP)): tensor for name, tensor in tensors.items()} or None
+
+
+def mtp_name(name: str) -> str:
+    """Name of an MTP tensor in published checkpoints -> name in `MtpHead`."""
+    return f"decoder.{name}" if name.startswith(("layers.", "norm.")) else name
+
+
+def checkpoint_tensors(source: str, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder or hub id whose names start with `prefix`, from its safetensors files."""
+    for file in _safetensors_files(source, prefix):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                if name.startswith(prefix):
+                    yield name, tensors.get_tensor(name)
+
+
+def _safetensors_files(source: str, prefix: str) -> list[Path]:
+    if Path(source).is_dir():
+        return sorted(Path(source).glob("*.safetensors"))
+    return [Path(_hub_file(source, name)) for name in _hub_shards(source, prefix)]
+
+
+def _hub_shards(source: str, prefix: str) -> list[str]:
+    import json
+
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        index: dict[str, Any] = json.loads(Path(_hub_file(source, "model.safetensors.index.json")).read_text())
+    except EntryNotFoundError:
+        return ["model.safetensors"]
+    return sorted({shard for name, shard in index["weight_map"].items() if name.startswith(prefix)})
+
+
+def _hub_file(source: str, name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return hf_hub_download(source, name)

@@ -1,0 +1,187 @@
+"""PipoForCausalLM: compressor, unchanged backbone, MTP head and confidence head (paper fig. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from pipo.compressor import Compressor
+from pipo.confidence import ConfidenceHead
+from pipo.config import PipoConfig
+from pipo.errors import UsageError
+from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
+from pipo.mtp import MtpHead
+from pipo.pairing import IGNORE, check_even, pair_mask, pair_positions, token1_targets, token2_targets
+
+
+@dataclass
+class PipoOutput(ModelOutput):
+    """Losses are means over valid targets, None without labels; logits are None unless asked for."""
+
+    loss: Tensor | None = None
+    backbone_loss: Tensor | None = None
+    mtp_loss: Tensor | None = None
+    confidence_loss: Tensor | None = None
+    logits: Tensor | None = None  # [B, L, V]
+    mtp_logits: Tensor | None = None  # [B, L-1, V]
+    confidence_logits: Tensor | None = None  # [B, L-1]
+    latents: Tensor | None = None  # [B, L, H]
+    backbone_hidden_states: Tensor | None = None  # [B, L, H]
+    mtp_hidden_states: Tensor | None = None  # [B, L-1, H]
+    metrics: dict[str, Tensor] | None = None  # name -> [2]: sum, number
+
+
+class PipoForCausalLM(PreTrainedModel, GenerationMixin):
+    """Reads and writes two tokens a step. See `docs/architecture.md`."""
+
+    config: PipoConfig
+    config_class = PipoConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _is_stateful = True  # no assisted decoding, no rollback
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
+
+    def __init__(self, config: PipoConfig) -> None:
+        super().__init__(config)
+        if config.backbone_config is None:
+            raise UsageError("backbone_config", "is missing", "convert a model with PipoForCausalLM.from_base")
+        self.backbone = AutoModel.from_config(config.backbone_config)
+        size = config.hidden_size
+
+        def norm(width: int) -> nn.Module:
+            eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
+            module: nn.Module = type(self.backbone.norm)(width, eps=eps)
+            return module
+
+        self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
+        self.compressor = Compressor(size, config.compressor, config.compressor_residual)
+        self.mtp = MtpHead(self.backbone, norm)
+        self.confidence_head = ConfidenceHead(size, norm(2 * size))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def embed(self, ids: Tensor) -> Tensor:  # [...] -> [..., H]
+        out: Tensor = self.get_input_embeddings()(ids)
+        return out
+
+    def compress(self, ids: Tensor) -> Tensor:  # [B, 2L] -> [B, L, H]
+        """Pairs of ids -> latents."""
+        out: Tensor = self.compressor(self.embed(ids))
+        return out
+
+    def confidence(self, backbone_hidden: Tensor, mtp_hidden: Tensor) -> Tensor:  # [..., H] x 2 -> [...]
+        """Probability that the draft is kept rightly, in float32."""
+        logits: Tensor = self.confidence_head(backbone_hidden, mtp_hidden)
+        return torch.sigmoid(logits.float())
+
+    def forward(
+        self,
+        input_ids: Tensor,  # [B, T], T even
+        attention_mask: Tensor | None = None,  # [B, T]
+        labels: Tensor | None = None,  # [B, T], not shifted, IGNORE where no target
+        return_logits: bool = False,
+        num_items_in_batch: Tensor | None = None,  # [2] targets of backbone and MTP head in the optimizer step
+        teacher: Any = None,  # pipo.training.teacher.TeacherStates
+        **_: Any,
+    ) -> PipoOutput:
+        """Teacher-forced pass over whole pairs (paper sec. 3.2). Losses divide by `num_items_in_batch` where given."""
+        check_even(input_ids.shape[1])
+        kwargs: dict[str, Any] = {"use_cache": False}
+        if attention_mask is not None and not attention_mask.all():
+            mask = pair_mask(attention_mask)
+            kwargs |= {"attention_mask": mask, "position_ids": pair_positions(mask)}
+        latents = self.compress(input_ids)
+        hidden = self.backbone(inputs_embeds=latents, **kwargs).last_hidden_state
+        shorter = {key: value[:, :-1] if torch.is_tensor(value) else value for key, value in kwargs.items()}
+        mtp_hidden = self.mtp(hidden[:, :-1], self.embed(token1_targets(input_ids)), **shorter)
+        confidence_logits = self.confidence_head(hidden[:, :-1], mtp_hidden)
+        out = PipoOutput(latents=latents, backbone_hidden_states=hidden, mtp_hidden_states=mtp_hidden)
+        if return_logits:
+            out.logits, out.mtp_logits = self.lm_head(hidden), self.lm_head(mtp_hidden)
+            out.confidence_logits = confidence_logits
+        if labels is not None:
+            self._add_losses(out, confidence_logits, labels, num_items_in_batch, teacher)
+        return out
+
+    def _add_losses(
+        self, out: PipoOutput, confidence_logits: Tensor, labels: Tensor, counts: Tensor | None, teacher: Any
+    ) -> None:
+        assert out.backbone_hidden_states is not None and out.mtp_hidden_states is not None
+        targets1, targets2 = token1_targets(labels), token2_targets(labels)
+        valid1, valid2 = targets1 != IGNORE, targets2 != IGNORE
+        own = torch.stack([valid1.sum(), valid2.sum()])
+        count1, count2 = (own if counts is None else counts).clamp(min=1)
+
+        def head(hidden: Tensor, targets: Tensor, valid: Tensor, predictor: int) -> tuple[Tensor, Tensor]:
+            fn: LossFn = cross_entropy
+            extras = [targets[valid]]
+            if teacher is not None:
+                fn = teacher.loss
+                extras.append(teacher.states(predictor)[valid])
+            return chunked_head_loss(fn, hidden[valid], self.lm_head.weight, extras)
+
+        nll1, _ = head(out.backbone_hidden_states[:, :-1], targets1, valid1, 1)
+        nll2, gold = head(out.mtp_hidden_states, targets2, valid2, 2)
+        logits = confidence_logits[valid2]
+        bce = confidence_bce(logits, gold)
+        out.backbone_loss, out.mtp_loss, out.confidence_loss = nll1 / count1, nll2 / count2, bce / count2
+        out.loss = out.backbone_loss + out.mtp_loss + out.confidence_loss
+        confidence = torch.sigmoid(logits.detach().float())
+        sums = {
+            "backbone_loss": (nll1, own[0]),
+            "mtp_loss": (nll2, own[1]),
+            "confidence_loss": (bce, own[1]),
+            "confidence_mean": (confidence.sum(), own[1]),
+            "confidence_target_mean": (gold.sum(), own[1]),
+        }
+        out.metrics = {name: torch.stack([total.detach().float(), n.float()]) for name, (total, n) in sums.items()}
+
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """Decode in pairs, with transformers' generation options. See `pipo.decoding.generate`."""
+        from pipo.decoding.generate import generate
+
+        return generate(self, inputs, **kwargs)
+
+    @classmethod
+    def from_base(cls, base: Any, compressor: str = "mlp", **kwargs: Any) -> PipoForCausalLM:
+        """Convert a Hugging Face causal LM (folder, hub id, GGUF file or loaded model). See `pipo.convert`."""
+        from pipo.convert import from_base
+
+        return from_base(base, compressor, **kwargs)
+
+    @classmethod
+    def from_published(cls, path: str | Path, base: str | Path | None = None) -> PipoForCausalLM:
+        """Load the authors' layout: a merged folder, or an adapter folder with its base. See `pipo.published`."""
+        from pipo.published import load_published
+
+        return load_published(Path(path), None if base is None else Path(base))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but a folder with missing, unknown or misshapen tensors is refused with their names."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            names = sorted(str(key) for key in info[kind])
+            if names:
+                listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+                raise UsageError(
+                    str(pretrained_model_name_or_path), f"{kind.replace('_keys', '')} tensors {listed}", "save the model again"
+                )
+        return (model, info) if wants_info else model

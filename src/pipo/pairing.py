@@ -1,0 +1,106 @@
+"""The vocabulary of PIPO, for trainer, decoder and server alike.
+
+A *pair* (or *slot*) is two neighbouring positions (2i, 2i+1) of a padded sequence: one backbone position, one KV-cache
+entry. PAD is only ever the second of a pair. A step reads one pair and writes the next one: *token 1* from the
+backbone, *token 2* (the draft) from the MTP head. The draft is *accepted*, or PAD takes its place (*rejected*).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipo.errors import UsageError
+
+IGNORE = -100
+"""Label of a position that is no target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One decoding step's emission. `draft` is None where none was compared with the threshold."""
+
+    token1: int
+    draft: int | None = None
+    confidence: float | None = None
+    accepted: bool = False
+
+    @property
+    def tokens(self) -> list[int]:
+        """The real tokens of this slot: one or two, never PAD."""
+        return [self.token1, self.draft] if self.accepted and self.draft is not None else [self.token1]
+
+
+def pad_to_even(tokens: Sequence[int], pad: int) -> list[int]:
+    """A prompt that fills whole pairs: one PAD at its end where its length is odd."""
+    return [*tokens, pad] if len(tokens) % 2 else list(tokens)
+
+
+def to_pairs(tokens: Sequence[int], pad: int) -> list[tuple[int, int]]:
+    """Real tokens -> pairs; `to_tokens` is the inverse for tokens without PAD."""
+    even = pad_to_even(tokens, pad)
+    return list(zip(even[0::2], even[1::2], strict=True))
+
+
+def to_tokens(pairs: Sequence[tuple[int, int]], pad: int) -> list[int]:
+    """Pairs -> real tokens, PADs dropped."""
+    return [token for pair in pairs for token in pair if token != pad]
+
+
+def check_pads(ids: Tensor, pad: int, mask: Tensor | None = None) -> None:  # ids, mask: [B, T]
+    """Refuse a PAD that is the first of a pair (positions where `mask` is 0 do not count)."""
+    first = ids[:, 0::2] == pad
+    if mask is not None:
+        first &= mask[:, 0::2].bool()
+    if first.any():
+        row, pair = first.nonzero()[0].tolist()
+        raise UsageError(
+            "input_ids", f"PAD ({pad}) is the first of pair {pair} in row {row}", "PAD may only be the second of a pair"
+        )
+
+
+def check_even(length: int) -> None:
+    """A sequence that is read in pairs has an even length."""
+    if length % 2:
+        raise UsageError("input_ids", f"length {length} is odd", "pad it to whole pairs (pipo.pairing.pad_to_even)")
+
+
+def token1_targets(x: Tensor) -> Tensor:  # [B, T] -> [B, L-1]
+    """What the backbone state of pair i predicts: the first of pair i+1 (paper eq. 2-3)."""
+    return x[:, 2::2]
+
+
+def token2_targets(x: Tensor) -> Tensor:  # [B, T] -> [B, L-1]
+    """What the MTP state of pair i predicts: the second of pair i+1 (eq. 4-5)."""
+    return x[:, 3::2]
+
+
+def pair_mask(mask: Tensor) -> Tensor:  # [B, T] -> [B, L]
+    """A pair is real where either of its tokens is."""
+    return mask.view(mask.shape[0], -1, 2).amax(-1)
+
+
+def pair_positions(mask: Tensor) -> Tensor:  # [B, L] -> [B, L]
+    """Rotary positions count pairs, from 0 at a row's first real pair."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def check_threshold(value: float) -> float:
+    """A confidence threshold: any finite number >= 0 (0 accepts every draft, above 1 none)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise UsageError("confidence_threshold", f"{value!r} is no finite number >= 0", "0 accepts all, above 1 none")
+    return float(value)
+
+
+def accepts_none(threshold: float) -> bool:
+    """Above 1 no confidence can pass, so no draft has to be made."""
+    return threshold > 1.0
+
+
+def accept(confidence: Tensor, threshold: float) -> Tensor:  # [B] -> bool [B]
+    """The acceptance rule (paper sec. 3): confidence >= threshold, compared in float32."""
+    return confidence.float() >= torch.tensor(threshold, dtype=torch.float32, device=confidence.device)

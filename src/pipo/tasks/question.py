@@ -1,0 +1,32 @@
+"""The words shared by every task: a question, and a task as a list of questions with its score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task. `messages` is a chat that ends with the user's turn."""
+
+    id: str  # unique within the task
+    task: str
+    part: str | None  # part of a mixture, None elsewhere
+    messages: list[dict[str, str]]
+    answer: str  # gold
+    solution: str | None  # worked solution, None where the task has none
+    held_out: bool = False  # worded by a template that is never trained on
+
+
+Score = Callable[[str, Question], tuple[str | None, bool]]
+"""(model output, question) -> (extracted answer or None, correct). Takes bounded time on any text."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions with the function that scores an output for each."""
+
+    name: str
+    questions: list[Question]
+    score: Score

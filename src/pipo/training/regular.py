@@ -1,0 +1,50 @@
+"""The control: a plain causal LM, fine-tuned on the same data, order and masking, with the same chunked loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from pipo.losses import chunked_head_loss, cross_entropy
+from pipo.pairing import IGNORE
+
+
+@dataclass
+class LossOutput(ModelOutput):
+    """A loss and the (sum, number) pairs behind what is logged."""
+
+    loss: Tensor | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+def _forward(
+    self: Any,
+    input_ids: Tensor,  # [B, T]
+    labels: Tensor,  # [B, T], not shifted
+    attention_mask: Tensor | None = None,  # [B, T]
+    num_items_in_batch: Tensor | None = None,  # [1]
+    **_: Any,
+) -> LossOutput:
+    hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    targets = labels[:, 1:]
+    valid = targets != IGNORE
+    total, _probability = chunked_head_loss(
+        cross_entropy, hidden[:, :-1][valid], self.get_output_embeddings().weight, [targets[valid]]
+    )
+    count = valid.sum() if num_items_in_batch is None else num_items_in_batch[0]
+    return LossOutput(
+        loss=total / count.clamp(min=1),
+        metrics={"token_loss": torch.stack([total.detach(), valid.sum().to(total.dtype)])},
+    )
+
+
+def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
+    """Bind a training forward to `model` that never holds the logits of a whole batch."""
+    model.forward = MethodType(_forward, model)
+    return model

@@ -1,0 +1,115 @@
+"""Supervised fine-tuning: `pipo sft`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from pipo.base import load_base, load_tokenizer
+from pipo.data.batch import Collator
+from pipo.data.chat import ChatDataset, PairDataset
+from pipo.errors import UsageError
+from pipo.training.recipe import Lora, SftRecipe
+from pipo.training.trainer import StepTrainer, next_token_counts, pair_target_counts
+
+log = logging.getLogger("pipo")
+
+
+def train_arguments(recipe: SftRecipe) -> TrainingArguments:
+    """The recipe's `trainer` section over our defaults."""
+    defaults: dict[str, Any] = {
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "logging_steps": 10,
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "eval_strategy": "steps" if recipe.data.eval else "no",
+        "report_to": "none",
+        "seed": 0,
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+    try:
+        return TrainingArguments(
+            output_dir=recipe.output,
+            **{
+                **defaults,
+                **recipe.trainer,
+                "remove_unused_columns": False,
+                "prediction_loss_only": True,
+                "label_names": ["labels"],
+            },
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError("trainer", str(error).splitlines()[0], "see transformers.TrainingArguments") from error
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
+    """Adapters on the backbone; the modules in `full` are trained whole."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.rank,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        modules_to_save=full or None,
+    )
+    return get_peft_model(model, config)
+
+
+def last_checkpoint(folder: str, resume: bool) -> str | None:
+    """Where to go on. Refuses to train over another run's checkpoints."""
+    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if found and not resume:
+        raise UsageError("output", f"{folder} holds a run already", "pass --resume to go on, or choose another folder")
+    return found
+
+
+def run_regular(recipe: SftRecipe, *, resume: bool = False) -> None:
+    """The uncompressed control: same data, order and masking."""
+    from pipo.training.regular import use_chunked_loss
+
+    args = train_arguments(recipe)
+    checkpoint = last_checkpoint(recipe.output, resume)
+    tokenizer = load_tokenizer(recipe.model)
+    model: Any = load_base(recipe.model, dtype="float32")
+    use_chunked_loss(model)
+    if recipe.lora:
+        model = add_lora(model, recipe.lora, recipe.lora.full or [])
+    trainer = StepTrainer(
+        model=model,
+        args=args,
+        train_dataset=chats(recipe, recipe.data.train, tokenizer),
+        eval_dataset=chats(recipe, recipe.data.eval, tokenizer) if recipe.data.eval else None,
+        data_collator=Collator(tokenizer.pad_token_id),
+        count=next_token_counts,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save(trainer, tokenizer, recipe)
+
+
+def chats(recipe: SftRecipe, files: list[str], tokenizer: Any) -> ChatDataset:
+    """The tokenized data; what is left out is named in the log."""
+    data = ChatDataset(files, tokenizer, max_length=recipe.data.max_length, prefix=recipe.data.prefix)
+    for problem in data.problems:
+        log.warning("left out %s", problem)
+    return data
+
+
+def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe) -> None:
+    """The trained model, merged, with the adapter beside it."""
+    if not trainer.is_world_process_zero():
+        return
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if recipe.lora:
+        model.save_pretrained(Path(recipe.output) / "adapter")
+        model = model.merge_and_unload()
+    model.__dict__.pop("forward", None)
+    model.save_pretrained(recipe.output)
+    tokenizer.save_pretrained(recipe.output)

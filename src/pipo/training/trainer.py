@@ -1,0 +1,59 @@
+"""transformers' Trainer with losses normalised over the whole optimizer step and logged one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from pipo.pairing import IGNORE, token1_targets, token2_targets
+
+
+def pair_target_counts(labels: Tensor) -> Tensor:  # [B, T] -> [2]: targets of the backbone, of the MTP head
+    """The denominators of the losses."""
+    return torch.stack([(part != IGNORE).sum() for part in (token1_targets(labels), token2_targets(labels))])
+
+
+def next_token_counts(labels: Tensor) -> Tensor:  # [B, T] -> [1]
+    """The denominator of a regular language model's loss."""
+    return (labels[:, 1:] != IGNORE).sum()[None]
+
+
+class StepTrainer(Trainer):
+    """Each loss is a sum over its targets / their number in the optimizer step: micro-batches, accumulation, ranks.
+
+    `count` gives a batch's numbers of targets; the model's forward takes their totals as `num_items_in_batch`. What the
+    model returns in `metrics` (name -> sum, number) is logged as means.
+    """
+
+    def __init__(self, *args: Any, count: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.count = count
+        self.model_accepts_loss_kwargs = True
+        self._metrics: dict[str, Tensor] = {}  # name -> [2]: sum, number
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+        if not batch_samples:
+            return None
+        counts = torch.stack([self.count(batch["labels"]) for batch in batch_samples]).sum(0).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return counts
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        prefix = "" if model.training else "eval_"
+        for name, pair in (outputs.metrics or {}).items():
+            self._metrics[prefix + name] = self._metrics.get(prefix + name, 0) + pair.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
+        for name in [name for name in self._metrics if name.startswith("eval_") == bool(prefix)]:
+            pair = self.accelerator.reduce(self._metrics.pop(name), reduction="sum")
+            logs[name] = float(pair[0] / pair[1]) if pair[1] else float("nan")
+        super().log(logs, *args, **kwargs)
