@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from pipo.errors import UsageError
 
@@ -18,11 +19,31 @@ def load_base(source: str, *, dtype: str | torch.dtype = "auto") -> PreTrainedMo
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError("model", f"cannot load {source} ({first_line(error)})", "name a folder, hub id or GGUF file") from error
     if kwargs:
         _forget_gguf(model)
     return model
+
+
+def load_model(source: str, *, dtype: str | torch.dtype = "auto") -> Any:
+    """A PIPO model or an uncompressed one, whichever the folder holds. Raises `UsageError`."""
+    from pipo import PipoForCausalLM
+
+    if not source.endswith(".gguf") and _model_type(source) == "pipo":
+        try:
+            return PipoForCausalLM.from_pretrained(source, dtype=dtype)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UsageError("model", f"cannot load {source} ({first_line(error)})", "save or download it again") from error
+    return load_base(source, dtype=dtype)
+
+
+def _model_type(source: str) -> str | None:
+    path, _ = _resolve(source)
+    try:
+        return AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError) as error:
+        raise UsageError("model", f"cannot load {source} ({first_line(error)})", "name a folder or hub id") from error
 
 
 def load_tokenizer(source: str) -> Any:

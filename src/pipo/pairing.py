@@ -51,6 +51,12 @@ def to_tokens(pairs: Sequence[tuple[int, int]], pad: int) -> list[int]:
     return [token for pair in pairs for token in pair if token != pad]
 
 
+def pad_mask(ids: Tensor, pad: int) -> Tensor:  # [B, T] -> bool [B, T]
+    """PADs: second of a pair."""
+    second = torch.arange(ids.shape[1], device=ids.device) % 2 == 1
+    return (ids == pad) & second
+
+
 def check_pads(ids: Tensor, pad: int, mask: Tensor | None = None) -> None:  # ids, mask: [B, T]
     """Refuse a PAD that is the first of a pair (positions where `mask` is 0 do not count)."""
     first = ids[:, 0::2] == pad

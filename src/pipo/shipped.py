@@ -59,3 +59,11 @@ def _build_stock(folder: Path) -> None:
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def resolve(source: str) -> str:
+    """`demo` and `demo-base` -> their folders, built on first use; anything else stays as it is."""
+    return str(build(source, BUILDERS[source])) if source in BUILDERS and not Path(source).exists() else source
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {}

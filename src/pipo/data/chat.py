@@ -144,6 +144,11 @@ class ChatDataset(Dataset[dict[str, list[int]]]):
             return f"{len(tokens.ids)} tokens, more than max_length {max_length}"
         return tokens
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each conversation, PADs not counted."""
+        return [len(item.ids) for item in self.items]
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -158,6 +163,10 @@ class PairDataset(Dataset[dict[str, list[int]]]):
     def __init__(self, chats: ChatDataset, pad: int, *, scheme: str, max_ratio: float, seed: int) -> None:
         self.chats, self.pad, self.scheme, self.max_ratio, self.seed = chats, pad, scheme, max_ratio, seed
         self.epoch = 0
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.chats.lengths
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

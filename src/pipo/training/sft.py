@@ -15,9 +15,12 @@ from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset
 from pipo.errors import UsageError
 from pipo.training.recipe import Lora, SftRecipe
-from pipo.training.trainer import StepTrainer, next_token_counts, pair_target_counts
+from pipo.training.trainer import PairTrainer, StepTrainer, next_token_counts
 
 log = logging.getLogger("pipo")
+
+NEW_MODULES = ["compressor", "mtp", "confidence_head"]
+"""Trained whole beside adapters: they are new, or small."""
 
 
 def train_arguments(recipe: SftRecipe) -> TrainingArguments:
@@ -71,18 +74,24 @@ def last_checkpoint(folder: str, resume: bool) -> str | None:
     return found
 
 
-def run_regular(recipe: SftRecipe, *, resume: bool = False) -> None:
-    """The uncompressed control: same data, order and masking."""
-    from pipo.training.regular import use_chunked_loss
-
+def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
+    """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
     args = train_arguments(recipe)
     checkpoint = last_checkpoint(recipe.output, resume)
     tokenizer = load_tokenizer(recipe.model)
-    model: Any = load_base(recipe.model, dtype="float32")
-    use_chunked_loss(model)
+    trainer = (regular_trainer if recipe.objective == "regular" else pair_trainer)(recipe, args, tokenizer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save(trainer, tokenizer, recipe)
+
+
+def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
+    """The uncompressed control: same data, order and masking."""
+    from pipo.training.regular import use_chunked_loss
+
+    model: Any = use_chunked_loss(load_base(recipe.model, dtype="float32"))
     if recipe.lora:
         model = add_lora(model, recipe.lora, recipe.lora.full or [])
-    trainer = StepTrainer(
+    return StepTrainer(
         model=model,
         args=args,
         train_dataset=chats(recipe, recipe.data.train, tokenizer),
@@ -90,8 +99,32 @@ def run_regular(recipe: SftRecipe, *, resume: bool = False) -> None:
         data_collator=Collator(tokenizer.pad_token_id),
         count=next_token_counts,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    save(trainer, tokenizer, recipe)
+
+
+def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
+    """PIPO-SFT (paper sec. 3.2)."""
+    from pipo import PipoForCausalLM
+
+    model: Any = PipoForCausalLM.from_pretrained(recipe.model, dtype="float32")
+    pad = model.config.pad_token_id
+    if recipe.lora:
+        model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
+
+    def pairs(files: list[str]) -> PairDataset:
+        pads = recipe.pads
+        return PairDataset(
+            chats(recipe, files, tokenizer), pad, scheme=pads.scheme, max_ratio=pads.max_ratio, seed=args.seed
+        )
+
+    return PairTrainer(
+        model=model,
+        args=args,
+        train_dataset=pairs(recipe.data.train),
+        eval_dataset=pairs(recipe.data.eval) if recipe.data.eval else None,
+        data_collator=Collator(pad),
+        loss=recipe.loss,
+        pad=pad,
+    )
 
 
 def chats(recipe: SftRecipe, files: list[str], tokenizer: Any) -> ChatDataset:

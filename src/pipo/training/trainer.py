@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from pipo.data.sampler import LengthBlockSampler
 from pipo.pairing import IGNORE, token1_targets, token2_targets
+from pipo.training.recipe import Loss
+from pipo.training.teacher import Teacher
 
 
 def pair_target_counts(labels: Tensor) -> Tensor:  # [B, T] -> [2]: targets of the backbone, of the MTP head
@@ -45,11 +48,23 @@ class StepTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        outputs = self.forward(model, inputs, num_items_in_batch)
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None and model.training:
+            loss = loss * self.accelerator.num_processes  # the gradients of ranks are averaged
         prefix = "" if model.training else "eval_"
         for name, pair in (outputs.metrics or {}).items():
             self._metrics[prefix + name] = self._metrics.get(prefix + name, 0) + pair.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return LengthBlockSampler(self.train_dataset.lengths, self.args.train_batch_size, self.args.seed)
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
+        """The model's output with `loss`, divided by the step's number of targets."""
+        return model(**inputs, num_items_in_batch=num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
@@ -57,3 +72,22 @@ class StepTrainer(Trainer):
             pair = self.accelerator.reduce(self._metrics.pop(name), reduction="sum")
             logs[name] = float(pair[0] / pair[1]) if pair[1] else float("nan")
         super().log(logs, *args, **kwargs)
+
+
+class PairTrainer(StepTrainer):
+    """PIPO's three losses with their weights, and a teacher's distributions where the recipe names a teacher."""
+
+    def __init__(self, *args: Any, loss: Loss, pad: int, **kwargs: Any) -> None:
+        super().__init__(*args, count=pair_target_counts, **kwargs)
+        self.weights = loss
+        self.teacher = Teacher(loss.teacher, loss.teacher_weight, pad) if loss.teacher else None
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
+        teacher = self.teacher.states(inputs) if self.teacher is not None and model.training else None
+        out = model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher)
+        out.loss = (
+            out.backbone_loss
+            + self.weights.mtp_weight * out.mtp_loss
+            + self.weights.confidence_weight * out.confidence_loss
+        )
+        return out

@@ -1,0 +1,1 @@
+"""Decoding: the loop, what it reads with, and what it samples with."""

@@ -1,0 +1,154 @@
+"""The decoding loop: read a pair, emit token 1, draft token 2, keep it or put PAD in its place (paper sec. 3.3).
+
+Nothing is rolled back on a rejection. Regular decoding is the same loop without drafts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MaxLengthCriteria, StoppingCriteriaList
+
+from pipo.decoding.reader import PairReader, TokenReader
+from pipo.decoding.sampling import Sampler
+from pipo.pairing import Slot, accept, accepts_none
+
+OnSlot = Callable[[int, Slot], None]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Accept a draft where confidence >= threshold."""
+
+    threshold: float
+
+    @property
+    def drafts(self) -> bool:
+        return not accepts_none(self.threshold)
+
+    def __call__(self, confidence: Tensor) -> Tensor:  # [B] -> bool [B]
+        return accept(confidence, self.threshold)
+
+
+@dataclass
+class Coin:
+    """Accept a seeded share of the drafts, whatever the confidence: for measurements of speed."""
+
+    rate: float
+    seed: int = 0
+    drafts: bool = True
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def __call__(self, confidence: Tensor) -> Tensor:  # [B] -> bool [B]
+        return (torch.rand(len(confidence), generator=self.generator) < self.rate).to(confidence.device)
+
+
+@dataclass
+class Row:
+    """One sequence being decoded. `ids` holds the prompt (as given, left pads included) and the real tokens so far."""
+
+    ids: Tensor  # [1, capacity]
+    length: int
+    slots: list[Slot] = field(default_factory=list)
+    finish_reason: str | None = None  # "stop" or "length"
+
+    @property
+    def history(self) -> Tensor:  # [1, length]
+        return self.ids[:, : self.length]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The real tokens that were generated."""
+        return [token for slot in self.slots for token in slot.tokens]
+
+    def append(self, token: int) -> None:
+        self.ids[0, self.length] = token
+        self.length += 1
+
+
+@dataclass
+class Loop:
+    """Decodes a batch. Times are `time.perf_counter()` seconds."""
+
+    reader: PairReader | TokenReader
+    sampler: Sampler
+    stop: StoppingCriteriaList
+    max_length: int
+    policy: Threshold | Coin | None = None  # None: no drafts
+    on_slot: OnSlot | None = None
+    first_slot_at: float = 0.0
+    finished_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.stop = StoppingCriteriaList(c for c in self.stop if not isinstance(c, MaxLengthCriteria))
+
+    def run(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> None:
+        """Fill `rows`, one for each prompt."""
+        live = list(range(len(rows)))
+        hidden = self.reader.prefill(prompts)
+        while True:
+            last = self._emit(hidden, rows, live)
+            self.first_slot_at = self.first_slot_at or time.perf_counter()
+            keep = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
+            if not keep:
+                break
+            if len(keep) < len(live):
+                index = torch.tensor(keep, device=hidden.device)
+                self.reader.select(index)
+                live, last = [live[i] for i in keep], last[index]
+            hidden = self.reader.step(last)
+        self.finished_at = time.perf_counter()
+
+    def _emit(self, hidden: Tensor, rows: Sequence[Row], live: list[int]) -> Tensor:  # [B, H] -> ids [B, width]
+        """One slot for every live row; returns the ids that the next step reads."""
+        token1 = self._draw(self.reader.logits(hidden), rows, live)
+        first = token1.tolist()
+        for row, token in zip(live, first, strict=True):
+            self._take(rows[row], token)
+        if not isinstance(self.reader, PairReader):
+            return self._close(rows, live, [Slot(token) for token in first], token1[:, None])
+        pad = torch.full_like(token1, self.reader.pad)
+        if self.policy is None or not self.policy.drafts:
+            return self._close(rows, live, [Slot(token) for token in first], torch.stack([token1, pad], dim=1))
+        states, confidence = self.reader.draft(token1)
+        slots = [Slot(token) for token in first]
+        open_ = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
+        if open_:
+            index = torch.tensor(open_, device=hidden.device)
+            drafts = self._draw(self.reader.logits(states[index]), rows, [live[i] for i in open_])
+            kept = self.policy(confidence[index])
+            pad[index] = torch.where(kept, drafts, pad[index])
+            for i, draft, c, k in zip(open_, drafts.tolist(), confidence[index].tolist(), kept.tolist(), strict=True):
+                slots[i] = Slot(first[i], draft, c, k)
+                if k:
+                    self._take(rows[live[i]], draft)
+        return self._close(rows, live, slots, torch.stack([token1, pad], dim=1))
+
+    def _draw(self, logits: Tensor, rows: Sequence[Row], live: Sequence[int]) -> Tensor:
+        return self.sampler(logits, [rows[row].history for row in live], live)
+
+    def _take(self, row: Row, token: int) -> None:
+        row.append(token)
+        if self.stop and bool(self.stop(row.history, None)):  # type: ignore[arg-type]
+            row.finish_reason = "stop"
+        elif row.length >= self.max_length:
+            row.finish_reason = "length"
+
+    def _close(self, rows: Sequence[Row], live: list[int], slots: list[Slot], ids: Tensor) -> Tensor:
+        for row, slot in zip(live, slots, strict=True):
+            rows[row].slots.append(slot)
+            if self.on_slot is not None:
+                self.on_slot(row, slot)
+        return ids
+
+
+def make_reader(model: Any) -> PairReader | TokenReader:
+    """Pairs for a PIPO model, single tokens for any other causal LM."""
+    return PairReader(model) if model.config.model_type == "pipo" else TokenReader(model)

@@ -1,0 +1,159 @@
+"""The local engine: prompts in, completions out, for a PIPO model or any causal LM (regular decoding)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipo.data.chat import render
+from pipo.decoding.generate import PipoGenerateOutput, generate
+from pipo.decoding.reader import left_pad
+from pipo.errors import UsageError
+from pipo.pairing import Slot
+from pipo.shipped import resolve
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 0.95
+    top_k: int = 20
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def options(self) -> dict[str, Any]:
+        """As `generate` takes them."""
+        penalties = {"repetition_penalty": self.repetition_penalty, "presence_penalty": self.presence_penalty}
+        if self.temperature == 0:
+            return {"do_sample": False, **penalties}
+        draws = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return {"do_sample": True, **draws, **penalties}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. Counts are of real tokens; times in milliseconds, None where a batch hides them."""
+
+    token_ids: list[int]
+    text: str  # special tokens skipped
+    finish_reason: str  # "stop" or "length"
+    prompt_tokens: int
+    slots: list[Slot]
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    kv_bytes: int = 0
+
+    @property
+    def steps(self) -> int:
+        return len(self.slots)
+
+    @property
+    def drafted(self) -> int:
+        return sum(slot.draft is not None for slot in self.slots)
+
+    @property
+    def accepted(self) -> int:
+        return sum(slot.accepted for slot in self.slots)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_step(self) -> float:
+        return len(self.token_ids) / self.steps
+
+
+class LocalEngine:
+    """A model with its tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.is_pipo = model.config.model_type == "pipo"
+
+    @classmethod
+    def load(cls, source: str, *, dtype: str = "auto", device: str = "cpu") -> LocalEngine:
+        """`source`: folder, hub id, GGUF file, `demo` or `demo-base`. On a CPU "auto" is float32."""
+        from pipo.base import load_model, load_tokenizer
+
+        path = resolve(source)
+        if dtype == "auto" and torch.device(device).type == "cpu":
+            dtype = "float32"
+        model, tokenizer = load_model(path, dtype=dtype), load_tokenizer(path)
+        rows = model.get_output_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise UsageError("tokenizer", f"{len(tokenizer)} tokens, the model has {rows}", "use the model's own tokenizer")
+        return cls(model.to(device), tokenizer)
+
+    def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
+        """A question or chat messages -> the ids of the templated prompt."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not any(str(message.get("content", "")).strip() for message in messages):
+            raise UsageError("PROMPT", "is empty", "write a question")
+        text = render(self.tokenizer, messages, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        sampling: Sampling,
+        max_new_tokens: int,
+        threshold: float | None = None,
+        force_acceptance: float | None = None,
+        seeds: Sequence[int] | None = None,
+        ignore_eos: bool = False,
+        on_slot: Callable[[int, Slot], None] | None = None,
+        arrived: float | None = None,
+    ) -> list[Completion]:
+        """Decode a batch. With `seeds`, one a prompt, an answer does not depend on the rest of its batch.
+
+        `arrived` (`time.perf_counter()`) is when the request came in, before tokenization. Times are given for a
+        batch of one.
+        """
+        arrived = time.perf_counter() if arrived is None else arrived
+        pad = self.model.config.pad_token_id if self.is_pipo else (self.tokenizer.pad_token_id or 0)
+        ids, mask = left_pad(prompts, pad, self.model.device)
+        options: dict[str, Any] = {"eos_token_id": None} if ignore_eos else {}
+        if self.is_pipo:
+            options |= {"confidence_threshold": threshold, "force_acceptance": force_acceptance}
+        out = generate(
+            self.model,
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            generators=None if seeds is None else [self._generator(seed) for seed in seeds],
+            on_slot=on_slot,
+            return_dict_in_generate=True,
+            **sampling.options(),
+            **options,
+        )
+        return [self._completion(out, row, prompts[row], arrived) for row in range(len(prompts))]
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.model.device).manual_seed(seed)
+
+    def _completion(self, out: PipoGenerateOutput, row: int, prompt: Sequence[int], arrived: float) -> Completion:
+        slots = out.slots[row]  # type: ignore[index]
+        tokens = [token for slot in slots for token in slot.tokens]
+        later = len(tokens) - len(slots[0].tokens)
+        alone = len(out.slots) == 1  # type: ignore[arg-type]
+        loop_s = out.finished_at - out.first_slot_at  # type: ignore[operator]
+        return Completion(
+            token_ids=tokens,
+            text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+            finish_reason=out.finish_reasons[row],  # type: ignore[index]
+            prompt_tokens=len(prompt),
+            slots=slots,
+            ttft_ms=1000 * (out.first_slot_at - arrived) if alone else None,  # type: ignore[operator]
+            tpot_ms=1000 * loop_s / later if alone and later else None,
+            kv_bytes=out.kv_bytes or 0,
+        )
