@@ -8,36 +8,55 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipo.base import load_base
+from pipo.base import load_base, load_tokenizer
 from pipo.config import PipoConfig
+from pipo.errors import UsageError
 from pipo.families import native_mtp, text_config
 from pipo.model import PipoForCausalLM
+from pipo.pad_token import choose_pad, turn_ends, without
+from pipo.save import save_model
+from pipo.shipped import resolve
 
 RESIDUAL = 1.0
-"""Weight of (a + b) at the compressor's start. See docs/results for the comparison."""
+"""Weight of (a + b) at the compressor's start: the paper's text. docs/results compares it with the released start."""
+
+
+def convert(base: str, out: str | Path, *, compressor: str = "mlp", dtype: str = "auto") -> PipoForCausalLM:
+    """`pipo convert`: write a PIPO folder. Raises `UsageError`."""
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise UsageError("OUT", f"{out} is not empty", "choose a new folder")
+    source = resolve(base)
+    tokenizer = load_tokenizer(source)
+    model = from_base(source, compressor, tokenizer=tokenizer, dtype=dtype)
+    model.config.base_model = base
+    save_model(model, tokenizer, Path(out), base=base)
+    return model
 
 
 def from_base(
     base: str | Path | PreTrainedModel,
     compressor: str = "mlp",
     *,
+    tokenizer: Any = None,
     residual: float = RESIDUAL,
-    pad_token_id: int | None = None,
     dtype: str | torch.dtype = "auto",
     seed: int = 0,
 ) -> PipoForCausalLM:
     """A PIPO model around `base`'s weights; new heads are drawn from `seed`.
 
-    `pad_token_id` is the PAD of pairs; None takes the base config's. Raises `UsageError` for an unknown family.
+    `tokenizer` chooses PAD (and gets it as its pad token); None loads the one beside the base. Raises `UsageError`.
     """
-    source = str(base) if isinstance(base, (str, Path)) else base.config._name_or_path
-    model = load_base(source, dtype=dtype) if isinstance(base, (str, Path)) else base
+    source = str(base) if isinstance(base, (str, Path)) else str(base.config._name_or_path)
+    model: Any = load_base(source, dtype=dtype) if isinstance(base, (str, Path)) else base
     backbone_config = text_config(model.config)
+    pad = choose_pad(tokenizer := tokenizer or load_tokenizer(source), turn_ends(tokenizer, model.generation_config))
+    if pad >= backbone_config.vocab_size:
+        model.resize_token_embeddings(pad + 1)
     config = PipoConfig(
         backbone_config=backbone_config,
         compressor=compressor,
         compressor_residual=residual,
-        pad_token_id=pad_token_id if pad_token_id is not None else backbone_config.pad_token_id,
+        pad_token_id=pad,
         base_model=source or None,
         base_revision=getattr(model.config, "_commit_hash", None),
         dtype=model.dtype,
@@ -46,18 +65,23 @@ def from_base(
         torch.manual_seed(seed)
         pipo = PipoForCausalLM(config).to(model.dtype)
     adopt(pipo, model)
-    pipo.compressor.start()
-    native = native_mtp(source, backbone_config)
-    if native is None:
-        pipo.mtp.grow(pipo.backbone)
-    else:
-        pipo.mtp.load_state_dict({name: tensor.to(model.dtype) for name, tensor in native.items()})
+    start_heads(pipo, native_mtp(source, backbone_config))
     pipo.generation_config = model.generation_config
+    pipo.generation_config.pad_token_id = pad
+    pipo.generation_config.eos_token_id = without(model.generation_config.eos_token_id, pad)
     return pipo.eval()
 
 
 def adopt(pipo: PipoForCausalLM, base: PreTrainedModel) -> None:
     """Take over the base's backbone and LM head, without a copy."""
-    backbone: Any = base.get_decoder()
-    pipo.backbone = backbone
+    pipo.backbone = base.get_decoder()
     pipo.lm_head.weight = base.get_output_embeddings().weight
+
+
+def start_heads(pipo: PipoForCausalLM, native: dict[str, torch.Tensor] | None) -> None:
+    """The compressor's start, and the MTP head: the checkpoint's own, or grown from the backbone."""
+    pipo.compressor.start()
+    if native is None:
+        pipo.mtp.grow(pipo.backbone)
+    else:
+        pipo.mtp.load_state_dict({name: tensor.to(pipo.dtype) for name, tensor in native.items()})

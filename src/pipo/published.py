@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from pipo.base import load_model, load_tokenizer
 from pipo.config import PipoConfig
 from pipo.errors import UsageError
 from pipo.families import mtp_name
 from pipo.model import PipoForCausalLM
+from pipo.pad_token import without
+from pipo.save import save_model
 
 ADAPTER_PREFIX = "base_model.model."
 
@@ -95,7 +98,7 @@ def _assemble(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) 
     config.pop("mtp_num_hidden_layers", None)
     backbone = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "architectures"})
     pad = backbone.pad_token_id
-    backbone.eos_token_id = _without(backbone.eos_token_id, pad)
+    backbone.eos_token_id = without(backbone.eos_token_id, pad)
     model = PipoForCausalLM(PipoConfig(backbone_config=backbone, compressor=kind, pad_token_id=pad))
     if backbone.tie_word_embeddings:
         tensors.setdefault("lm_head.weight", tensors.get("backbone.embed_tokens.weight", torch.empty(0)))
@@ -111,16 +114,30 @@ def _assemble(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) 
     return model.eval()
 
 
-def _without(ids: int | list[int] | None, pad: int | None) -> int | list[int] | None:
-    """EOS ids less the PAD."""
-    if isinstance(ids, list):
-        return [i for i in ids if i != pad]
-    return None if ids == pad else ids
-
-
 def _refuse(source: Path, what: str, names: Iterable[str]) -> None:
     if listed := sorted(published_name(name) for name in names):
         raise UsageError(str(source), f"{what} tensors {', '.join(listed[:8])}", "use a complete PIPO checkpoint")
+
+
+def import_published(src: Path, out: Path, base: Path | None) -> None:
+    """`pipo import`: the authors' layout -> a PIPO folder."""
+    model = load_published(src, base)
+    holder = next((folder for folder in (src, base) if folder and (folder / "tokenizer_config.json").is_file()), None)
+    if holder is None:
+        raise UsageError("SRC", f"no tokenizer in {src}" + (f" or {base}" if base else ""), "put its files there")
+    tokenizer = load_tokenizer(str(holder))
+    tokenizer.pad_token_id = model.config.pad_token_id
+    model.config.base_model = str(base) if base else None
+    save_model(model, tokenizer, out, base=str(src))
+
+
+def export(model: str, out: Path) -> None:
+    """`pipo export --layout authors`: a PIPO folder -> the authors' merged layout."""
+    loaded = load_model(model)
+    if not isinstance(loaded, PipoForCausalLM):
+        raise UsageError("MODEL", f"{model} is no PIPO model", "convert it first")
+    export_published(loaded, out)
+    load_tokenizer(model).save_pretrained(out)
 
 
 def export_published(model: PipoForCausalLM, folder: Path) -> None:
@@ -130,7 +147,7 @@ def export_published(model: PipoForCausalLM, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
     if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight")
+        tensors.pop("lm_head.weight", None)
     save_file(
         {published_name(name): tensor.contiguous() for name, tensor in tensors.items()},
         folder / "model.safetensors",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pipo.errors import UsageError
+
+SHIPPED = ("demo-base", "demo")
+ASSETS = Path(__file__).parent / "assets"
+STOCK_ID = "HuggingFaceTB/SmolLM2-135M-Instruct (dequantised Q4_1)"
 
 PAD_TOKEN = "<empty_output>"
 """SmolLM2's reserved token that no template uses."""
@@ -63,7 +70,71 @@ def _build_stock(folder: Path) -> None:
 
 def resolve(source: str) -> str:
     """`demo` and `demo-base` -> their folders, built on first use; anything else stays as it is."""
-    return str(build(source, BUILDERS[source])) if source in BUILDERS and not Path(source).exists() else source
+    if source not in SHIPPED or Path(source).exists():
+        return source
+    return str(build(f"{source}-{_fingerprint(source)}", _build_base if source == "demo-base" else _build_demo))
 
 
-BUILDERS: dict[str, Callable[[Path], None]] = {}
+def _fingerprint(name: str) -> str:
+    """Eight digits that change with the assets that `name` is built from."""
+    digest = hashlib.sha256()
+    for part in SHIPPED[: SHIPPED.index(name) + 1]:
+        file = ASSETS / part / "adapter_model.safetensors"
+        if not file.is_file():
+            raise UsageError("model", f"this installation has no {part}", "install a release of pipo-lm")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _build_base(folder: Path) -> None:
+    """Stock model + delta A."""
+    from pipo.base import load_base, load_tokenizer
+    from pipo.save import save_model
+
+    source = str(stock())
+    model = _merged(load_base(source), "demo-base")
+    save_model(model, load_tokenizer(source), folder, base=STOCK_ID, data=["smollm2_mix"], license="apache-2.0")
+
+
+def _build_demo(folder: Path) -> None:
+    """`demo-base`, converted, + delta B with its heads."""
+    from pipo.base import load_tokenizer
+    from pipo.convert import from_base
+    from pipo.save import save_model
+
+    source = resolve("demo-base")
+    tokenizer = load_tokenizer(source)
+    model = _merged(from_base(source, tokenizer=tokenizer), "demo")
+    model.config.base_model = "demo-base"
+    facts = json.loads((ASSETS / "demo" / "facts.json").read_text())
+    model.generation_config.confidence_threshold = facts.pop("confidence_threshold")
+    save_model(model, tokenizer, folder, base="demo-base", data=["smollm2_mix"], license="apache-2.0", **facts)
+
+
+def _merged(model: Any, name: str) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(ASSETS / name)).merge_and_unload()
+
+
+def pack(adapter: Path, name: str) -> None:
+    """Put a trained adapter among the assets, in bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    target = ASSETS / name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(adapter / "adapter_config.json", target)
+    config = json.loads((target / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
+    (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({key: t.to(torch.bfloat16) for key, t in tensors.items()}, target / "adapter_model.safetensors")
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) == 3 and sys.argv[2] in SHIPPED:
+        pack(Path(sys.argv[1]), sys.argv[2])
+    else:
+        sys.exit("usage: python -m pipo.shipped ADAPTER_FOLDER demo-base|demo")

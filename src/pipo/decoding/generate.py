@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList, StopStringCriteria
 from transformers.utils import ModelOutput
 
 from pipo.decoding.attention import fast_attention
@@ -76,6 +76,7 @@ def generate(
     _check_options(model, kwargs)
     policy = _policy(model, confidence_threshold, force_acceptance)
     returns_dict = kwargs.pop("return_dict_in_generate", None)
+    _add_stop_strings(kwargs)
 
     def decode(
         model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **rest: Any
@@ -120,6 +121,19 @@ def _check_options(model: Any, kwargs: dict[str, Any]) -> None:
         value = kwargs.get(name)
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
             raise UsageError(name, f"{value!r} is no finite number above 0", "for greedy decoding use do_sample=False")
+
+
+def _add_stop_strings(kwargs: dict[str, Any]) -> None:
+    """Stop strings as a criterion of ours: transformers loses the tokenizer on the way to a custom loop."""
+    tokenizer = kwargs.pop("tokenizer", None)
+    strings = kwargs.pop("stop_strings", None)
+    if strings is None:
+        return
+    if tokenizer is None:
+        raise UsageError("stop_strings", "need a tokenizer", "pass tokenizer=... too")
+    criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
+    kwargs["stopping_criteria"] = criteria
+    criteria.append(StopStringCriteria(tokenizer, strings))
 
 
 def _policy(model: Any, threshold: float | None, force: float | None) -> Threshold | Coin | None:

@@ -14,6 +14,7 @@ from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset
 from pipo.errors import UsageError
+from pipo.save import save_model
 from pipo.training.recipe import Lora, SftRecipe
 from pipo.training.trainer import PairTrainer, StepTrainer, next_token_counts
 
@@ -144,5 +145,5 @@ def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe) -> None:
         model.save_pretrained(Path(recipe.output) / "adapter")
         model = model.merge_and_unload()
     model.__dict__.pop("forward", None)
-    model.save_pretrained(recipe.output)
-    tokenizer.save_pretrained(recipe.output)
+    facts = {"base": recipe.model, "data": recipe.data.train, "recipe": recipe.model_dump()}
+    save_model(model, tokenizer, Path(recipe.output), seeds=[trainer.args.seed], **facts)

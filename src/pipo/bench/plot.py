@@ -1,0 +1,26 @@
+"""`pipo bench --plot`: speed-up against prompt length, with the limit that bytes allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def plot(result: dict[str, Any], file: str) -> None:
+    """Write a picture of the ratios."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for concurrency in sorted({ratio["concurrency"] for ratio in result["ratios"]}):
+        ratios = [ratio for ratio in result["ratios"] if ratio["concurrency"] == concurrency]
+        lengths = [ratio["prompt_length"] for ratio in ratios]
+        for name, style in (("ttft_speedup", "o-"), ("tpot_speedup", "s-"), ("tpot_speedup_limit", "k:")):
+            label = f"{name.replace('_', ' ')}, concurrency {concurrency}"
+            axes.plot(lengths, [ratio[name] for ratio in ratios], style, label=label)
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set(xscale="log", xlabel="prompt tokens", ylabel="regular / PIPO")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)

@@ -1,0 +1,104 @@
+"""`pipo check`: the trainer's forward and the local decoder agree on a checkpoint, token for token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipo.decoding.reader import PairReader
+from pipo.engine import Completion, LocalEngine, Sampling
+from pipo.errors import UsageError
+from pipo.pairing import pad_to_even
+
+THRESHOLDS = (0.0, 0.5, 2.0)
+PROMPT_LENGTHS = (1, 12, 33)
+NEW_TOKENS = 32
+TIES = {torch.float32: 1e-3}
+"""Two tokens whose logits are closer than this are equally right; 0.3 in lower precisions."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """`max_abs_diff` is between cached and uncached logits."""
+
+    ok: bool
+    max_abs_diff: float
+    tokens_compared: int
+    paths: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def check(source: str, *, dtype: str = "float32", device: str = "cpu") -> CheckReport:
+    """Greedy answers of the cached, batched decoder against the argmax of the uncached trainer forward."""
+    engine = LocalEngine.load(source, dtype=dtype, device=device)
+    if not engine.is_pipo:
+        raise UsageError("MODEL", f"{source} is no PIPO model", "convert it first with `pipo convert`")
+    prompts = _prompts(engine)
+    compared, wrong, worst = 0, 0, 0.0
+    for threshold in THRESHOLDS:
+        done = engine.complete(
+            prompts, sampling=Sampling(temperature=0), max_new_tokens=NEW_TOKENS, threshold=threshold, ignore_eos=True
+        )
+        for prompt, completion in zip(prompts, done, strict=True):
+            wrong_here, worst_here = _compare(engine.model, prompt, completion)
+            compared, wrong, worst = compared + len(completion.token_ids), wrong + wrong_here, max(worst, worst_here)
+    return CheckReport(wrong == 0, worst, compared, ["trainer forward", "local decoder (cached, batch of 3)"])
+
+
+def _prompts(engine: LocalEngine) -> list[list[int]]:
+    """Ordinary tokens, drawn with a fixed seed; odd and even lengths."""
+    special = {engine.model.config.pad_token_id, *engine.tokenizer.all_special_ids}
+    ordinary = [i for i in range(min(len(engine.tokenizer), engine.model.config.vocab_size)) if i not in special]
+    draw = torch.Generator().manual_seed(0)
+    return [
+        [ordinary[i] for i in torch.randint(len(ordinary), (n,), generator=draw).tolist()] for n in PROMPT_LENGTHS
+    ]
+
+
+def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple[int, float]:
+    """Tokens that differ, and the largest difference of logits."""
+    pad = model.config.pad_token_id
+    even = pad_to_even(prompt, pad)
+    pairs = [(slot.token1, slot.draft if slot.accepted else pad) for slot in completion.slots]
+    ids = torch.tensor([[*even, *(token for pair in pairs for token in pair)]], device=model.device)
+    out = model(input_ids=ids, return_logits=True)
+    start = len(even) // 2 - 1
+    logits1, logits2 = out.logits[0, start:-1].float(), out.mtp_logits[0, start:].float()
+    cached1, cached2 = _replay(model, prompt, ids[0, len(even) :].view(-1, 2))
+    worst = max(_difference(logits1, cached1, pad), _difference(logits2, cached2, pad))
+    wrong = sum(_differs(logits1[i], slot.token1, pad) for i, slot in enumerate(completion.slots))
+    wrong += sum(
+        _differs(logits2[i], slot.draft, pad) for i, slot in enumerate(completion.slots) if slot.draft is not None
+    )
+    return wrong, worst
+
+
+def _replay(model: Any, prompt: Sequence[int], pairs: Tensor) -> tuple[Tensor, Tensor]:  # [n, 2] -> [n, V] x 2
+    """The decoder's logits when it is made to emit `pairs`."""
+    reader = PairReader(model)
+    hidden = reader.prefill([prompt])
+    rows1, rows2 = [], []
+    for pair in pairs:
+        states, _ = reader.draft(pair[:1])
+        rows1.append(reader.logits(hidden))
+        rows2.append(reader.logits(states))
+        hidden = reader.step(pair[None])
+    return torch.cat(rows1).float(), torch.cat(rows2).float()
+
+
+def _difference(a: Tensor, b: Tensor, pad: int) -> float:
+    delta = (a - b).abs()
+    delta[:, pad] = 0  # never sampled: the decoder sets it to -inf
+    return float(delta.max())
+
+
+def _differs(logits: Tensor, token: int, pad: int) -> bool:
+    logits = logits.index_fill(0, torch.tensor([pad], device=logits.device), float("-inf"))
+    return bool(logits.max() - logits[token] > TIES.get(logits.dtype, 0.3))

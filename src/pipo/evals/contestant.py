@@ -1,0 +1,106 @@
+"""Which model a method decodes with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from pipo.base import first_line
+from pipo.decoding.generate import DEFAULT_THRESHOLD
+from pipo.engine import LocalEngine
+from pipo.errors import UsageError
+from pipo.evals.options import EvalOptions
+from pipo.pairing import check_threshold
+from pipo.shipped import resolve
+
+
+@dataclass
+class Contestant:
+    """A method with its model. `threshold` is None where nothing is drafted."""
+
+    method: str
+    name: str  # as the user calls the model
+    path: str
+    threshold: float | None
+    dtype: str
+    device: str
+
+    @cached_property
+    def engine(self) -> LocalEngine:
+        """The loaded model, once."""
+        return LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
+
+    @property
+    def tokens_per_slot(self) -> int:
+        return 1 if self.threshold is None else 2
+
+    def fingerprint(self) -> str | None:
+        """Changes when the files of a local model do; None for a model of the hub."""
+        folder = Path(self.path)
+        if not folder.exists():
+            return None
+        files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.suffix in WEIGHTS)
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+WEIGHTS = {".safetensors", ".bin", ".gguf"}
+
+
+def contestants(options: EvalOptions) -> list[Contestant]:
+    """One for each method, in the order regular, pipo. Raises `UsageError`."""
+    path = resolve(options.model)
+    config = _config("MODEL", path)
+    is_pipo = config is not None and config.model_type == "pipo"
+    methods = options.methods or (("regular", "pipo") if is_pipo else ("regular",))
+    if not is_pipo and "pipo" in methods:
+        raise UsageError("--methods", f"{options.model} is no PIPO model", "use --methods regular")
+    if not is_pipo and options.base is not None:
+        raise UsageError("--base", f"{options.model} is uncompressed itself", "leave --base out")
+    common = {"dtype": options.dtype, "device": options.load_device()}
+    found = []
+    if "regular" in methods:
+        name = _base(options, config) if is_pipo else options.model
+        found.append(Contestant("regular", name, resolve(name), None, **common))
+    if "pipo" in methods:
+        found.append(Contestant("pipo", options.model, path, _threshold(options, path), **common))
+    return found
+
+
+def _config(field: str, path: str) -> Any:
+    """The model's config; None for a GGUF file. Raises `UsageError` that names `field`."""
+    if path.endswith(".gguf"):
+        return None
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(field, f"cannot load {path} ({first_line(error)})", "name a folder or hub id") from None
+
+
+def _base(options: EvalOptions, config: Any) -> str:
+    """The uncompressed model of `regular`: --base, or what the PIPO model was trained from."""
+    name = options.base or ("demo-base" if options.model == "demo" else config.base_model)
+    if name is None:
+        raise UsageError("--base", f"{options.model} does not say what it was trained from", "give --base BASE")
+    try:
+        base = _config("--base", resolve(name))
+    except UsageError as error:
+        raise UsageError("--base", error.problem, "give --base BASE, or --methods pipo") from None
+    if base is not None and base.model_type == "pipo":
+        raise UsageError("--base", f"{name} is a PIPO model", "give an uncompressed model")
+    return str(name)
+
+
+def _threshold(options: EvalOptions, path: str) -> float:
+    if options.threshold is not None:
+        return options.threshold
+    try:
+        stored = getattr(GenerationConfig.from_pretrained(path), "confidence_threshold", None)
+    except OSError:
+        stored = None
+    return check_threshold(DEFAULT_THRESHOLD if stored is None else stored)

@@ -1,0 +1,101 @@
+"""Figures from lines of samples.jsonl. Accuracies and rates are fractions, times milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from math import comb
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Line = dict[str, Any]
+RESAMPLES = 10_000
+CHUNK = 1_000  # resamples in memory at once
+LOOP_PERIODS = range(20, 401)  # characters
+
+
+def summarise(lines: Sequence[Line]) -> dict[str, Any]:
+    """The summary of one method on one task; `parts` is there for mixtures."""
+    summary = {**accuracy(lines), **decoding(lines), **timing(lines)}
+    parts = sorted({line["part"] for line in lines if line["part"] is not None})
+    if parts:
+        chosen = {part: accuracy([line for line in lines if line["part"] == part]) for part in parts}
+        summary["parts"] = {part: {key: figures[key] for key in PART_KEYS} for part, figures in chosen.items()}
+    return summary
+
+
+PART_KEYS = ("avg_at_k", "avg_at_k_ci95", "n_questions")
+
+
+def accuracy(lines: Sequence[Line]) -> dict[str, Any]:
+    """avg@k and pass@k over questions, k being the samples of a question."""
+    counts = per_question(lines)
+    means = [correct / total for correct, total in counts]
+    return {
+        "n_questions": len(counts),
+        "samples": max(total for _, total in counts),
+        "avg_at_k": float(np.mean(means)),
+        "avg_at_k_ci95": bootstrap_ci95(means),
+        "pass_at_k": float(np.mean([pass_at_k(total, correct, total) for correct, total in counts])),
+        "failed": sum("error" in line for line in lines),
+    }
+
+
+def per_question(lines: Sequence[Line]) -> list[tuple[int, int]]:
+    """(correct, samples) of every question, in the order of their ids."""
+    ordered = sorted(lines, key=lambda line: line["question_id"])
+    groups = [list(group) for _, group in groupby(ordered, key=lambda line: line["question_id"])]
+    return [(sum(line["correct"] for line in group), len(group)) for group in groups]
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The unbiased estimate, from n samples, that at least one of k is correct (k <= n)."""
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def bootstrap_ci95(values: Sequence[float], seed: int = 0) -> list[float]:
+    """[low, high] of the mean: percentiles over seeded resamples of the values (one a question)."""
+    data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [data[rng.integers(len(data), size=(CHUNK, len(data)))].mean(axis=1) for _ in range(RESAMPLES // CHUNK)]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def decoding(lines: Sequence[Line]) -> dict[str, Any]:
+    """Lengths, tokens per step and acceptance: ratios of sums, None where the divisor is 0."""
+    tokens, steps, drafted, accepted = (
+        sum(line[key] for line in lines) for key in ("completion_tokens", "steps", "drafted", "accepted")
+    )
+    return {
+        "completion_tokens_mean": tokens / len(lines),
+        "steps_mean": steps / len(lines),
+        "tokens_per_step": ratio(tokens, steps),
+        "acceptance_rate": ratio(accepted, drafted),
+        "truncated": sum(line["finish_reason"] == "length" for line in lines) / len(lines),
+        "repetition": sum(repeats(line["text"]) for line in lines) / len(lines),
+    }
+
+
+def timing(lines: Sequence[Line]) -> dict[str, Any]:
+    """Median TTFT, and TPOT as the loops' time / the tokens that they emitted; None where nothing was timed."""
+    firsts = [line["ttft_ms"] for line in lines if line["ttft_ms"] is not None]
+    loops = [(line["tpot_ms"], line["loop_tokens"]) for line in lines if line["tpot_ms"] is not None]
+    total = sum(tpot * tokens for tpot, tokens in loops)
+    return {
+        "ttft_ms": median(firsts) if firsts else None,
+        "tpot_ms": ratio(total, sum(tokens for _, tokens in loops)),
+    }
+
+
+def ratio(above: float, below: float) -> float | None:
+    """above / below, None for a division by 0."""
+    return above / below if below else None
+
+
+def repeats(text: str) -> bool:
+    """Whether `text` ends in a loop: a string of 20 to 400 characters three times over."""
+    return any(len(text) >= 3 * n and text.endswith(text[-n:] * 3) for n in LOOP_PERIODS)

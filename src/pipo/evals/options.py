@@ -1,0 +1,134 @@
+"""What a run is asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipo import tasks
+from pipo.engine import Sampling
+from pipo.errors import UsageError
+from pipo.evals.budget import Budget
+from pipo.pairing import check_threshold
+from pipo.tasks import Task
+
+METHODS = ("regular", "pipo")
+PLANNED = ("mtp", "speculative")
+ENGINES = ("local",)
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """One run. `methods` None: all that MODEL allows; `limit` None: the task's own number of questions."""
+
+    model: str
+    tasks: tuple[str, ...]
+    output: Path
+    methods: tuple[str, ...] | None = None
+    base: str | None = None
+    samples: int = 4
+    budget: Budget = Budget("tokens", 512)
+    limit: int | None = None
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    threshold: float | None = None
+    engine: str = "local"
+    batch_size: int = 8
+    dtype: str = "auto"
+    device: str = "auto"
+    held_out: bool = False
+    timing: bool = True
+
+    def check(self) -> None:
+        """Raises `UsageError` for the first option that cannot be."""
+        for name in self.methods or ():
+            _check_name("--methods", name, METHODS, PLANNED)
+        _check_name("--engine", self.engine, ENGINES, ("vllm",))
+        _check_name("--dtype", self.dtype, DTYPES)
+        for option in ("samples", "limit", "batch_size"):
+            _check_count(option, getattr(self, option))
+        if not 0 <= self.seed < 2**32:
+            raise UsageError("--seed", f"{self.seed} is out of range", "use 0 to 4294967295")
+        _check_sampling(self.sampling)
+        if self.threshold is not None:
+            check_threshold(self.threshold)
+        if find_spec("matplotlib") is None:
+            raise UsageError("eval", "matplotlib is not installed", "pip install 'pipo-lm[eval]'")
+
+    def load_device(self) -> str:
+        """The device by name; "auto" is the GPU if there is one."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise UsageError("--device", f"{name!r} cannot be used here", "use cpu, cuda or auto") from None
+        return name
+
+    def load_tasks(self) -> list[Task]:
+        """The tasks with their questions. Raises `UsageError`."""
+        found = [self._load_task(spec) for spec in dict.fromkeys(self.tasks)]
+        if not found:
+            raise UsageError("--task", "names no task", f"valid: {', '.join(tasks.TASKS)} or a .jsonl path")
+        names = [task.name for task in found]
+        for task in found:
+            if names.count(task.name) > 1:
+                raise UsageError("--task", f"two tasks are named {task.name!r}", "run them apart or rename a file")
+            _check_questions(task)
+        return found
+
+    def _load_task(self, spec: str) -> Task:
+        if not self.held_out:
+            return tasks.load(spec, self.limit, self.seed)
+        from pipo.tasks import smollm2_mix as mix
+
+        if spec != "smollm2_mix":
+            raise UsageError("--held-out", f"{spec} has no held-out split", "use it with smollm2_mix alone")
+        number = mix.HELD_OUT_SIZE if self.limit is None else self.limit
+        return Task("smollm2_mix", mix.questions(number, self.seed, held_out=True), mix.score)
+
+    def draws(self) -> dict[str, Any]:
+        """The sampling, as summaries state it."""
+        return {key: value for key, value in asdict(self.sampling).items() if key != "repetition_penalty"}
+
+
+def _check_name(option: str, name: str, valid: tuple[str, ...], planned: tuple[str, ...] = ()) -> None:
+    if name in planned:
+        raise UsageError(option, f"{name!r} is not available yet", f"use {', '.join(valid)}")
+    if name not in valid:
+        near = difflib.get_close_matches(name, valid, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(option, f"unknown name {name!r}", f"{hint}valid: {', '.join(valid)}")
+
+
+def _check_count(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UsageError(f"--{option.replace('_', '-')}", f"{value} is below 1", "use 1 or more")
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    if not 0 <= sampling.temperature < math.inf:
+        raise UsageError("--temperature", f"{sampling.temperature} is no finite number >= 0", "0 is greedy")
+    if not 0 < sampling.top_p <= 1:
+        raise UsageError("--top-p", f"{sampling.top_p} is not in (0, 1]", "1 keeps every token")
+    if sampling.top_k < 0:
+        raise UsageError("--top-k", f"{sampling.top_k} is below 0", "0 keeps every token")
+    if not math.isfinite(sampling.presence_penalty):
+        raise UsageError("--presence-penalty", f"{sampling.presence_penalty} is not finite", "0 is none")
+
+
+def _check_questions(task: Task) -> None:
+    ids = [question.id for question in task.questions]
+    if not ids:
+        raise UsageError("--task", f"{task.name} has no questions", "use another file")
+    twice = next((name for name in ids if ids.count(name) > 1), None) if len(set(ids)) < len(ids) else None
+    if twice is not None:
+        raise UsageError("--task", f"question id {twice!r} is twice in {task.name}", "give each line an id of its own")

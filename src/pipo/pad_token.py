@@ -1,0 +1,52 @@
+"""Which token is PAD: one that neither ends a turn nor stands in a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+SPARE_NAMES = re.compile(r"pad|reserved|unused|empty", re.IGNORECASE)
+NEW_TOKEN = "<|pair_pad|>"
+
+
+def choose_pad(tokenizer: Any, turn_ends: Iterable[int]) -> int:
+    """The tokenizer's pad where it ends no turn, else a reserved special token that no template uses, else a new one.
+
+    Sets it as the tokenizer's pad. A new token's id may lie beyond the embedding's rows.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in set(turn_ends):
+        spare = _spare_token(tokenizer)
+        if spare is None:
+            tokenizer.add_special_tokens({"pad_token": NEW_TOKEN})
+        else:
+            tokenizer.pad_token = spare
+    return int(tokenizer.pad_token_id)
+
+
+def _spare_token(tokenizer: Any) -> str | None:
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
+    for _, token in sorted(tokenizer.added_tokens_decoder.items()):
+        name = str(token)
+        if token.special and name not in taken and name not in template and SPARE_NAMES.search(name):
+            return name
+    return None
+
+
+def turn_ends(tokenizer: Any, generation_config: Any) -> list[int]:
+    """The id that ends a turn: the tokenizer's EOS, or the model's where the tokenizer has none."""
+    if tokenizer.eos_token_id is not None:
+        return [tokenizer.eos_token_id]
+    return id_list(generation_config.eos_token_id)
+
+
+def id_list(ids: int | list[int] | None) -> list[int]:
+    """One id, several or none -> a list."""
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
+
+def without(ids: int | list[int] | None, pad: int | None) -> int | list[int] | None:
+    """EOS ids less the PAD, which never ends a sequence."""
+    left = [i for i in id_list(ids) if i != pad]
+    return left[0] if len(left) == 1 else left or None

@@ -1,0 +1,29 @@
+"""Folders of tiny models, made once a session."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """An uncompressed model's folder, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    tiny.base("llama").save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipo(tiny_llama, tmp_path_factory):
+    """The same, converted."""
+    from pipo.convert import convert
+
+    folder = tmp_path_factory.mktemp("tiny_pipo")
+    convert(tiny_llama, folder)
+    return str(folder)
