@@ -61,7 +61,7 @@ class SftRecipe(Section):
 
     model: str
     output: str
-    objective: Literal["pipo", "regular", "mtp"] = "pipo"
+    objective: Literal["pipo", "regular"] = "pipo"
     data: Data
     pads: Pads = Pads()
     lora: Lora | None = None

@@ -15,6 +15,7 @@ from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset
 from pipo.errors import UsageError
 from pipo.save import save_model
+from pipo.shipped import resolve
 from pipo.training.recipe import Lora, SftRecipe
 from pipo.training.trainer import PairTrainer, StepTrainer, next_token_counts
 
@@ -79,7 +80,7 @@ def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
     """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
     args = train_arguments(recipe)
     checkpoint = last_checkpoint(recipe.output, resume)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(resolve(recipe.model))
     trainer = (regular_trainer if recipe.objective == "regular" else pair_trainer)(recipe, args, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, tokenizer, recipe)
@@ -89,7 +90,7 @@ def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) 
     """The uncompressed control: same data, order and masking."""
     from pipo.training.regular import use_chunked_loss
 
-    model: Any = use_chunked_loss(load_base(recipe.model, dtype="float32"))
+    model: Any = use_chunked_loss(load_base(resolve(recipe.model), dtype="float32"))
     if recipe.lora:
         model = add_lora(model, recipe.lora, recipe.lora.full or [])
     return StepTrainer(
@@ -106,7 +107,7 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
     """PIPO-SFT (paper sec. 3.2)."""
     from pipo import PipoForCausalLM
 
-    model: Any = PipoForCausalLM.from_pretrained(recipe.model, dtype="float32")
+    model: Any = PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32")
     pad = model.config.pad_token_id
     if recipe.lora:
         model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipo.base import load_base
 from pipo.pairing import pad_mask, token1_targets, token2_targets
+from pipo.shipped import resolve
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Teacher:
     """A frozen causal LM that reads the text without its PADs."""
 
     def __init__(self, source: str, weight: float, pad: int) -> None:
-        self.model: Any = load_base(source, dtype="float32").eval().requires_grad_(False)
+        self.model: Any = load_base(resolve(source), dtype="float32").eval().requires_grad_(False)
         self.weight, self.pad = weight, pad
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from pipo.data.sampler import LengthBlockSampler
 from pipo.pairing import IGNORE, token1_targets, token2_targets
@@ -24,6 +24,16 @@ def next_token_counts(labels: Tensor) -> Tensor:  # [B, T] -> [1]
     return (labels[:, 1:] != IGNORE).sum()[None]
 
 
+class _TellEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the data its epoch: accelerate forgets to when it skips the batches of a resumed epoch."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.data.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
 class StepTrainer(Trainer):
     """Each loss is a sum over its targets / their number in the optimizer step: micro-batches, accumulation, ranks.
 
@@ -36,6 +46,8 @@ class StepTrainer(Trainer):
         self.count = count
         self.model_accepts_loss_kwargs = True
         self._metrics: dict[str, Tensor] = {}  # name -> [2]: sum, number
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(_TellEpoch(self.train_dataset))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         if not batch_samples:

@@ -1,0 +1,83 @@
+"""`pipo eval`: quality and speed, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TASKS = ("smollm2_mix", "gsm_symbolic", "gsm8k=FILE", "aime2025=FILE", "FILE.jsonl")
+
+HELP = (
+    "Quality and speed, side by side: every question answered several times by every method.\n\n"
+    "Writes samples.jsonl, summary.json and report.md with a plot into the output folder; started again with the same "
+    "options, it goes on where it stopped.\n\n"
+    "Tasks:\n\n" + "\n\n".join(TASKS)
+)
+
+METHODS = "regular, pipo. Default: both, or regular where MODEL is uncompressed."
+BASE = "The model of `regular`. Default: what MODEL was trained from; demo-base for demo."
+LIMIT = "Questions of each task. Default: 200 of generated tasks, all of files."
+THRESHOLD = "Keep drafts of at least this confidence. Default: the model's own."
+
+
+def eval_(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, or demo.")],
+    task: Annotated[str, typer.Option(metavar="T[,T]", help="Tasks, see above.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of this run: new, or one to go on with.")],
+    methods: Annotated[str | None, typer.Option(metavar="M[,M]", help=METHODS)] = None,
+    base: Annotated[str | None, typer.Option(help=BASE)] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 4,
+    budget: Annotated[str, typer.Option(help="tokens:N, or slots:N for N steps.")] = "tokens:512",
+    limit: Annotated[int | None, typer.Option(help=LIMIT)] = None,
+    seed: Annotated[int, typer.Option(help="Chooses generated questions and the sampling noise.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="1 keeps every token.")] = 0.95,
+    top_k: Annotated[int, typer.Option(help="0 keeps every token.")] = 20,
+    presence_penalty: Annotated[float, typer.Option(help="Taken from the logits of tokens already written.")] = 0.0,
+    threshold: Annotated[float | None, typer.Option(help=THRESHOLD)] = None,
+    engine: Annotated[str, typer.Option(help="local")] = "local",
+    batch_size: Annotated[int, typer.Option(help="Answers decoded at a time.")] = 8,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    held_out: Annotated[bool, typer.Option("--held-out", help="smollm2_mix in wordings never trained on.")] = False,
+    timing: Annotated[bool, typer.Option(help="Time the first 16 questions one by one.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    from pipo.engine import Sampling
+    from pipo.evals.budget import Budget
+    from pipo.evals.options import EvalOptions
+    from pipo.evals.run import evaluate
+
+    options = EvalOptions(
+        model=model,
+        tasks=_names(task),
+        output=output,
+        methods=None if methods is None else _names(methods),
+        base=base,
+        samples=samples,
+        budget=Budget.parse(budget),
+        limit=limit,
+        seed=seed,
+        sampling=Sampling(temperature, top_p, top_k, presence_penalty),
+        threshold=threshold,
+        engine=engine,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        held_out=held_out,
+        timing=timing,
+    )
+    summary = evaluate(options)
+    typer.echo(
+        json.dumps(summary, ensure_ascii=False) if as_json else (output / "report.md").read_text("utf-8").strip()
+    )
+
+
+eval_.__doc__ = HELP
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,248 @@
+"""Whole runs on tiny random models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+
+from pipo.engine import LocalEngine, Sampling
+from pipo.errors import UsageError
+from pipo.evals.budget import Budget
+from pipo.evals.options import EvalOptions
+from pipo.evals.run import evaluate
+
+FIELDS = (
+    "task question_id method sample_index seed text answer gold correct completion_tokens steps drafted accepted "
+    "finish_reason ttft_ms tpot_ms"
+).split()
+FIGURES = (
+    "n_questions samples avg_at_k avg_at_k_ci95 pass_at_k completion_tokens_mean steps_mean tokens_per_step "
+    "acceptance_rate ttft_ms tpot_ms truncated"
+).split()
+UNTIMED = {"ttft_ms": None, "tpot_ms": None, "loop_tokens": None}
+
+
+@pytest.fixture
+def task(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    questions = ["1 + 1", "What is the answer to 2 + 3, and how so?", "user " * 9 + "4 - 1?"]
+    path.write_text("".join(json.dumps({"question": text, "answer": i}) + "\n" for i, text in enumerate(questions)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def unsure(tmp_path_factory):
+    """A PIPO model's folder whose confidences lie on both sides of the threshold."""
+    folder = tmp_path_factory.mktemp("unsure")
+    tiny.pipo("llama").save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def options(tiny_llama, unsure, task, tmp_path):
+    budget = Budget("tokens", 12)
+    same = {"base": tiny_llama, "samples": 3, "budget": budget, "batch_size": 4, "threshold": 0.4, "device": "cpu"}
+    return EvalOptions(unsure, (task,), tmp_path / "out", **same)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def answers(folder):
+    """What does not depend on the clock."""
+    found = [line | UNTIMED for line in lines(folder)]
+    return sorted(found, key=lambda line: (line["question_id"], line["method"], line["sample_index"]))
+
+
+def test_a_run_writes_what_is_promised(options, tiny_llama):
+    summary = evaluate(options)
+    found = lines(options.output)
+    assert len(found) == 3 * 2 * 3 and all(set(FIELDS) <= line.keys() for line in found)
+    timed = [line for line in found if line["ttft_ms"] is not None]
+    assert {(line["sample_index"], line["method"]) for line in timed} == {(0, "regular"), (0, "pipo")}
+    assert [line["method"] for line in found[:4]] == ["regular", "pipo", "regular", "pipo"]
+    assert json.loads((options.output / "summary.json").read_text()) == summary
+    methods = summary["tasks"]["sums"]
+    assert all(set(FIGURES) <= figures.keys() for figures in methods.values())
+    assert methods["regular"]["tokens_per_step"] == 1 and methods["regular"]["acceptance_rate"] is None
+    assert methods["pipo"]["tpot_ms"] > 0 and 0.1 < methods["pipo"]["acceptance_rate"] < 0.9
+    assert summary["provenance"]["base"] == tiny_llama and summary["provenance"]["threshold"] == 0.4
+    assert (options.output / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    report = (options.output / "report.md").read_text()
+    assert tiny_llama in report and "τ = 0.4" in report and "\n- seed: 0\n" in report
+
+
+def test_counts_agree_and_seeds_are_shared(options):
+    evaluate(options)
+    found = lines(options.output)
+    for line in found:
+        drafts = line["accepted"] if line["method"] == "pipo" else 0
+        assert line["completion_tokens"] == line["steps"] + drafts <= 12 and line["accepted"] <= line["drafted"]
+    seeds = {method: {line["seed"] for line in found if line["method"] == method} for method in ("regular", "pipo")}
+    assert seeds["regular"] == seeds["pipo"] and len(seeds["pipo"]) == 9
+
+
+def test_answers_do_not_depend_on_batches(options, tmp_path):
+    evaluate(replace(options, output=tmp_path / "a", batch_size=1))
+    evaluate(replace(options, output=tmp_path / "b", batch_size=5, timing=False))
+    assert answers(tmp_path / "a") == answers(tmp_path / "b")
+    assert len({line["text"] for line in answers(tmp_path / "a")}) > 9
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 18])
+def test_a_killed_run_goes_on(options, tmp_path, kept):
+    whole = evaluate(replace(options, output=tmp_path / "whole"))
+    evaluate(options)
+    path = options.output / "samples.jsonl"
+    written = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(written[:kept]) + b"".join(written[kept : kept + 1])[:40])
+    summary = evaluate(options)
+    assert path.read_bytes().startswith(b"".join(written[:kept]))
+    assert answers(options.output) == answers(tmp_path / "whole") and len(lines(options.output)) == 18
+    accuracy = [run["tasks"]["sums"]["pipo"]["avg_at_k_ci95"] for run in (summary, whole)]
+    assert accuracy[0] == accuracy[1]
+
+
+def test_a_finished_run_loads_no_model(options, monkeypatch):
+    evaluate(options)
+    monkeypatch.setattr(LocalEngine, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    evaluate(options)
+
+
+def test_greedy_counts_one_answer_several_times(options):
+    evaluate(replace(options, sampling=Sampling(temperature=0)))
+    found = lines(options.output)
+    texts = {(line["question_id"], line["method"]): set() for line in found}
+    for line in found:
+        texts[line["question_id"], line["method"]].add(line["text"])
+    assert len(found) == 18 and all(len(text) == 1 for text in texts.values())
+
+
+@pytest.mark.parametrize(("threshold", "least"), [(0.0, 10), (2.0, 5)])
+def test_slots_are_steps(options, threshold, least):
+    evaluate(replace(options, budget=Budget("slots", 5), threshold=threshold))
+    for line in lines(options.output):
+        assert line["steps"] <= 5 and (line["finish_reason"] == "stop" or line["steps"] == 5)
+        if line["method"] == "pipo" and line["finish_reason"] == "length":
+            assert line["completion_tokens"] >= least
+        assert line["completion_tokens"] == line["steps"] + line["accepted"]
+
+
+def test_a_cut_answer_begins_like_the_whole(options, tmp_path):
+    evaluate(replace(options, output=tmp_path / "a", budget=Budget("slots", 4), timing=False))
+    evaluate(replace(options, output=tmp_path / "b", budget=Budget("slots", 8), timing=False))
+    pairs = list(zip(answers(tmp_path / "a"), answers(tmp_path / "b"), strict=True))
+    assert all(b["text"].startswith(a["text"].rstrip("\ufffd")) for a, b in pairs)
+    assert any(a["finish_reason"] == "length" and a["text"] != b["text"] for a, b in pairs)
+
+
+def test_a_failed_sample_is_wrong_and_named(options, tmp_path, task):
+    with open(task, "a") as file:
+        file.write(json.dumps({"id": "long", "question": "how many " * 700, "answer": 7}) + "\n")
+    summary = evaluate(replace(options, timing=False))
+    failed = [line for line in lines(options.output) if "error" in line]
+    assert {line["question_id"] for line in failed} == {"long"} and len(lines(options.output)) == 4 * 2 * 3
+    assert all(not line["correct"] and line["finish_reason"] == "error" for line in failed)
+    figures = summary["tasks"]["sums"]["regular"]
+    assert (figures["n_questions"], figures["failed"]) == (4, 3)
+    assert "sums long regular sample 0" in (options.output / "report.md").read_text()
+
+
+def test_an_uncompressed_model_is_evaluated_itself(options, tiny_llama):
+    summary = evaluate(replace(options, model=tiny_llama, base=None, threshold=None))
+    assert list(summary["tasks"]["sums"]) == ["regular"]
+    assert "which is uncompressed" in (options.output / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"threshold": 0.5}, "threshold"),
+        ({"samples": 4}, "samples"),
+        ({"limit": 2}, "questions"),
+        ({"budget": Budget("slots", 12)}, "budget"),
+        ({"sampling": Sampling(top_k=5)}, "sampling"),
+        ({"methods": ("pipo",)}, "methods"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(options, changes, field):
+    evaluate(replace(options, samples=1, limit=1) if field not in ("samples", "questions") else options)
+    before = {path.name: path.read_bytes() for path in options.output.iterdir()}
+    again = options if field in ("samples", "questions") else replace(options, samples=1, limit=1)
+    with pytest.raises(UsageError, match=f"--output: .* with {field} "):
+        evaluate(replace(again, **changes))
+    assert before == {path.name: path.read_bytes() for path in options.output.iterdir()}
+
+
+def test_a_folder_with_other_files_is_refused(options):
+    options.output.mkdir()
+    (options.output / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        evaluate(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("mtp",)}, "--methods: 'mtp' is not available yet; use regular, pipo"),
+        ({"methods": ("regulr",)}, "did you mean regular"),
+        ({"engine": "vllm"}, "--engine: 'vllm' is not available yet"),
+        ({"tasks": ("gsm_symbolik",)}, "did you mean gsm_symbolic"),
+        ({"tasks": ()}, "--task: names no task"),
+        ({"samples": 0}, "--samples: 0 is below 1"),
+        ({"limit": 0}, "--limit: 0 is below 1"),
+        ({"batch_size": 0}, "--batch-size: 0 is below 1"),
+        ({"threshold": -1.0}, "confidence_threshold"),
+        ({"sampling": Sampling(top_p=0)}, "--top-p"),
+        ({"sampling": Sampling(temperature=-1)}, "--temperature"),
+        ({"device": "abacus"}, "--device"),
+        ({"dtype": "float8"}, "--dtype"),
+        ({"held_out": True}, "--held-out"),
+        ({"base": "/nowhere"}, "--base: cannot load /nowhere"),
+        ({"model": "/nowhere"}, "MODEL: cannot load /nowhere"),
+    ],
+)
+def test_bad_options_are_named(options, changes, message):
+    with pytest.raises(UsageError) as caught:
+        evaluate(replace(options, **changes))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not options.output.exists()
+
+
+def test_a_base_that_is_a_pipo_model_is_refused(options, tiny_pipo):
+    with pytest.raises(UsageError, match="is a PIPO model"):
+        evaluate(replace(options, base=tiny_pipo))
+
+
+def test_the_base_is_what_the_model_was_trained_from(options, tiny_pipo, tiny_llama):
+    summary = evaluate(replace(options, model=tiny_pipo, base=None, methods=("regular",), samples=1, limit=1))
+    assert summary["provenance"]["base"] == tiny_llama
+
+
+def test_a_model_that_names_no_base_needs_one(options):
+    with pytest.raises(UsageError, match="--base: .* does not say what it was trained from"):
+        evaluate(replace(options, base=None))
+
+
+def test_ids_that_are_twice_there_are_refused(options, task):
+    with open(task, "a") as file:
+        file.write(json.dumps({"id": "1", "question": "?", "answer": 7}) + "\n")
+    with pytest.raises(UsageError, match="question id '1' is twice in sums"):
+        evaluate(options)
+
+
+@pytest.mark.parametrize("text", ["", "12", "tokens", "tokens:0", "slots:-1", "steps:3", "tokens:1.5", "tokens:3 "])
+def test_budgets_that_are_none(text):
+    with pytest.raises(UsageError, match="--budget"):
+        Budget.parse(text)
+
+
+def test_budgets():
+    assert Budget.parse("tokens:512").max_new_tokens(2) == 512
+    assert Budget.parse("slots:512").max_new_tokens(2) == 1024 and str(Budget.parse("slots:3")) == "slots:3"
