@@ -208,6 +208,23 @@ def test_streamers_get_real_tokens_in_order(llama, capsys):
     assert capsys.readouterr().out.strip() == tokenizer.decode(new_tokens(out, 0)).strip()
 
 
+def test_sampling_is_transformers_distribution():
+    """Top-k before the rest, on k candidates, draws from the distribution that the full vocabulary gives."""
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    from pipo.decoding.sampling import Sampler
+
+    processors = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(8), TopPLogitsWarper(0.9)])
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)) * 2
+    history = torch.tensor([[1, 2]])
+    expected = processors(history, logits.clone()).softmax(-1)[0]
+    sampler = Sampler(processors, do_sample=True, generators=[torch.Generator().manual_seed(3)])
+    draws = torch.cat([sampler(logits, [history], [0]) for _ in range(4000)])
+    measured = torch.bincount(draws, minlength=50) / len(draws)
+    assert (measured[expected == 0] == 0).all()
+    torch.testing.assert_close(measured, expected, atol=0.03, rtol=0)
+
+
 def test_counts(llama):
     out = decode(llama, prompts(), confidence_threshold=0.5)
     for row, slots in enumerate(out.slots):

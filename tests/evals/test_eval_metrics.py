@@ -48,7 +48,9 @@ def test_ratios_are_of_sums():
 
 
 def test_times_are_of_timed_lines():
-    timed = [line("a", True, ttft_ms=t, tpot_ms=p, loop_tokens=n) for t, p, n in ((1, 10, 30), (9, 20, 10), (3, None, 0))]
+    timed = [
+        line("a", True, ttft_ms=t, tpot_ms=p, loop_tokens=n) for t, p, n in ((1, 10, 30), (9, 20, 10), (3, None, 0))
+    ]
     found = metrics.timing([*timed, line("b", True)])
     assert found == {"ttft_ms": 3, "tpot_ms": (10 * 30 + 20 * 10) / 40}
     assert metrics.timing([line("b", True)]) == {"ttft_ms": None, "tpot_ms": None}

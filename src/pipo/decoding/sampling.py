@@ -16,7 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-NEED_NO_HISTORY = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+NEED_NO_HISTORY = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+"""In transformers' order top-k comes before all but temperature, and only processors of scores come after it."""
 
 
 class PresencePenalty(LogitsProcessor):  # type: ignore[misc]
@@ -40,20 +41,25 @@ class Sampler:
 
     def __call__(self, logits: Tensor, histories: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
         """logits [B, V]; histories: one [1, T_i] a row, the ids that its processors see; rows: generator of each row."""
-        scores = self._process(logits.float(), histories)
+        scores, ids = self._process(logits.float(), histories)
         if not self.do_sample:
-            return scores.argmax(-1)
-        probabilities = torch.softmax(scores, dim=-1)
-        if self.generators is None:
-            return torch.multinomial(probabilities, 1).squeeze(1)
-        draws = [
-            torch.multinomial(p, 1, generator=self.generators[row]) for p, row in zip(probabilities, rows, strict=True)
-        ]
-        return torch.cat(draws)
+            choice = scores.argmax(-1, keepdim=True)
+        elif self.generators is None:
+            choice = torch.multinomial(torch.softmax(scores, dim=-1), 1)
+        else:
+            probabilities = torch.softmax(scores, dim=-1)
+            pairs = zip(probabilities, rows, strict=True)
+            choice = torch.stack([torch.multinomial(p, 1, generator=self.generators[row]) for p, row in pairs])
+        return (choice if ids is None else ids.gather(1, choice)).squeeze(1)
 
-    def _process(self, scores: Tensor, histories: Sequence[Tensor]) -> Tensor:
-        if all(isinstance(processor, NEED_NO_HISTORY) for processor in self.processors):
-            out: Tensor = self.processors(histories[0], scores)
-            return out
-        rows = [self.processors(ids, scores[i : i + 1]) for i, ids in enumerate(histories)]
-        return torch.cat(rows)
+    def _process(self, scores: Tensor, histories: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Scores [B, V], or of the k best tokens [B, k] with their ids: what comes after top-k sees these alone."""
+        ids = None
+        for processor in self.processors:
+            if isinstance(processor, TopKLogitsWarper):
+                scores, ids = scores.topk(min(processor.top_k, scores.shape[-1]), dim=-1)
+            elif isinstance(processor, NEED_NO_HISTORY) or ids is not None:
+                scores = processor(histories[0], scores)
+            else:
+                scores = torch.cat([processor(seen, scores[i : i + 1]) for i, seen in enumerate(histories)])
+        return scores, ids

@@ -73,6 +73,10 @@ class EvalOptions:
             raise UsageError("--device", f"{name!r} cannot be used here", "use cpu, cuda or auto") from None
         return name
 
+    def load_dtype(self) -> str:
+        """The precision by name, where it does not depend on the model: on a CPU "auto" is float32."""
+        return "float32" if self.dtype == "auto" and self.load_device() == "cpu" else self.dtype
+
     def load_tasks(self) -> list[Task]:
         """The tasks with their questions. Raises `UsageError`."""
         found = [self._load_task(spec) for spec in dict.fromkeys(self.tasks)]

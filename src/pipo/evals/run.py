@@ -60,8 +60,8 @@ def settings(options: EvalOptions, tasks: Sequence[Task], methods: Sequence[Cont
         "sampling": options.draws(),
         "seed": options.seed,
         "engine": options.engine,
-        "dtype": options.dtype,
-        "device": options.device,
+        "dtype": options.load_dtype(),
+        "device": options.load_device(),
         "timing": options.timing,
         "files": {one.method: one.fingerprint() for one in methods},
     }
@@ -178,11 +178,14 @@ def _summary(
         for task in tasks
     }
     facts = settings(options, tasks, methods)
-    origin = {name: facts[name] for name in ("model", "base", "threshold", "held_out", "questions", "engine", "dtype")}
+    origin = {
+        name: facts[name]
+        for name in ("model", "base", "threshold", "held_out", "questions", "engine", "dtype", "device")
+    }
     return {
         "tasks": figures,
         "budget": facts["budget"],
         "sampling": facts["sampling"],
         "seed": options.seed,
-        "provenance": provenance(**origin, device=options.load_device()),
+        "provenance": provenance(**origin),
     }

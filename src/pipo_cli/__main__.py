@@ -1,0 +1,5 @@
+"""`python -m pipo_cli`."""
+
+from pipo_cli.app import main
+
+main()

@@ -1,0 +1,85 @@
+"""Options that several verbs share, and their checks."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipo.engine import Sampling
+
+
+class Dtype(StrEnum):
+    """Precision of the weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Engine(StrEnum):
+    """What decodes."""
+
+    local = "local"
+
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, GGUF file, demo or demo-base.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Precision. auto is float32 on a CPU, else the checkpoint's.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")]
+EngineOption = Annotated[Engine, typer.Option(help="What decodes.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(help="Keep drafts of at least this confidence: 0 keeps all, above 1 none. Default: the model's own."),
+]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+TopPOption = Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability; 1 is all.")]
+TopKOption = Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 is all.")]
+PresenceOption = Annotated[float, typer.Option(help="Taken from the logits of tokens already written.")]
+RepetitionOption = Annotated[float, typer.Option(help="Divides the logits of tokens already seen; 1 is none.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Makes the draws repeatable.")]
+
+
+def check_sampling(sampling: Sampling) -> Sampling:
+    """Return it. Raises `UsageError` that names the flag."""
+    from pipo.errors import UsageError
+
+    if not 0 <= sampling.temperature < math.inf:
+        raise UsageError("--temperature", f"{sampling.temperature} is no finite number >= 0", "0 is greedy")
+    if not 0 < sampling.top_p <= 1:
+        raise UsageError("--top-p", f"{sampling.top_p} is not in (0, 1]", "1 keeps every token")
+    if sampling.top_k < 0:
+        raise UsageError("--top-k", f"{sampling.top_k} is below 0", "0 keeps every token")
+    if not math.isfinite(sampling.presence_penalty):
+        raise UsageError("--presence-penalty", f"{sampling.presence_penalty} is not finite", "0 is none")
+    if not 0 < sampling.repetition_penalty < math.inf:
+        raise UsageError(
+            "--repetition-penalty", f"{sampling.repetition_penalty} is no finite number above 0", "1 is none"
+        )
+    return sampling
+
+
+def check_threshold(value: float | None) -> float | None:
+    """Return it; None is the model's own. Raises `UsageError`."""
+    from pipo import pairing
+
+    return None if value is None else pairing.check_threshold(value)
+
+
+def pick_device(name: str) -> str:
+    """A device by its name. Raises `UsageError` where it cannot be used."""
+    import torch
+
+    from pipo.errors import UsageError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError("--device", f"{name!r} cannot be used here", "use cpu, cuda or auto") from error
+    return name

@@ -1,0 +1,27 @@
+"""Keeps the libraries' own chatter off the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+SETTINGS = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def quiet() -> None:
+    """No progress bars of weight loading, no warnings. Settings that the user made stay."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    if "transformers" in sys.modules:  # it has read the environment already
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

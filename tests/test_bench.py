@@ -1,0 +1,105 @@
+"""Measurements: the rows that are promised, and memory that does not grow with the vocabulary."""
+
+import pytest
+import tiny
+
+from pipo.bench.limit import pair_step_bytes, regular_step_bytes
+from pipo.bench.plot import plot
+from pipo.bench.run import BenchOptions, bench, own_backbone
+from pipo.bench.training_memory import allowed, in_new_process
+from pipo.check import check
+from pipo.errors import UsageError
+
+ROW = {
+    "method",
+    "prompt_length",
+    "new_tokens",
+    "concurrency",
+    "acceptance_rate",
+    "tokens_per_step",
+    "ttft_ms",
+    "tpot_ms",
+    "tokens_per_second",
+    "kv_bytes_per_token",
+}
+RATIO = {"prompt_length", "concurrency", "ttft_speedup", "tpot_speedup", "throughput_speedup", "kv_ratio"}
+
+
+@pytest.fixture(scope="module")
+def result(tiny_pipo):
+    return bench(
+        BenchOptions(
+            tiny_pipo,
+            prompt_lengths=(9, 32),
+            new_tokens=20,
+            concurrency=(1, 3),
+            methods=("regular", "pipo", "transformers"),
+            force_acceptance=1.0,
+            trials=1,
+        )
+    )
+
+
+def test_rows_and_ratios(result):
+    assert len(result["rows"]) == 12 and len(result["ratios"]) == 4
+    assert all(row.keys() == ROW for row in result["rows"])
+    assert all(ratio.keys() >= RATIO for ratio in result["ratios"])
+    assert {"hardware", "model"} <= result.keys()
+
+
+def test_forced_acceptance_gives_two_tokens_a_step_and_half_the_cache(result):
+    for row in result["rows"]:
+        if row["method"] == "pipo":
+            assert row["acceptance_rate"] == 1.0 and row["tokens_per_step"] == 2.0
+        else:
+            assert row["acceptance_rate"] is None and row["tokens_per_step"] == 1.0
+    for ratio in result["ratios"]:
+        # three layers become three half-length ones and the MTP head's: 4 / 6, less what the last step has not read
+        assert 0.5 < ratio["kv_ratio"] < 4 / 6 + 0.06
+
+
+def test_the_byte_limit_counts_every_weight_that_a_step_reads():
+    model = tiny.pipo("qwen3")  # untied: the embedding and the head are two matrices
+    plain = own_backbone(model)
+    total = sum(p.numel() * 4 for p in model.parameters())
+    embedding, head = (4 * 320 * 64 for _ in range(2))
+    assert pair_step_bytes(model, kv_bytes=8) == total - embedding + head + 8
+    extra = sum(p.numel() * 4 for part in (model.compressor, model.mtp, model.confidence_head) for p in part.parameters())
+    assert regular_step_bytes(plain, kv_bytes=8) == total - embedding - extra + 8
+
+
+def test_a_method_that_cannot_be_measured_is_refused(tiny_pipo):
+    with pytest.raises(UsageError, match="eagle"):
+        bench(BenchOptions(tiny_pipo, methods=("eagle",)))
+
+
+def test_plot(result, tmp_path):
+    plot(result, str(tmp_path / "speed.png"))
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_check_compares_enough_tokens_and_agrees(tiny_pipo):
+    report = check(tiny_pipo)
+    assert report.ok and report.tokens_compared >= 256 and report.max_abs_diff < 1e-3
+
+
+def test_check_fails_where_decoder_and_trainer_differ(tiny_pipo, monkeypatch):
+    """A decoder whose MTP cache has a hole over the prompt must not pass."""
+    from pipo.decoding.reader import PairReader
+
+    prefill = PairReader.prefill
+
+    def with_hole(self, prompts):
+        hidden = prefill(self, prompts)
+        self.unread = (self.unread[0][:, -1:], self.unread[1][:, :0])
+        return hidden
+
+    monkeypatch.setattr(PairReader, "prefill", with_hole)
+    assert not check(tiny_pipo).ok or check(tiny_pipo).max_abs_diff > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train_head", [False, True])
+def test_training_memory_stays_within_three_chunks_of_logits(train_head):
+    reference = in_new_process(4096, losses=False)
+    assert in_new_process(4096, losses=True, train_head=train_head) <= allowed(reference, train_head)
