@@ -13,7 +13,7 @@ from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset
 from pipo.shipped import resolve
 
-EXAMPLES = 24
+EXAMPLES = 8
 STARTS = {"residual 1 (a + b)": 1.0, "residual 0.7": 0.7, "residual 0.5 (mean)": 0.5, "released: SiLU(a) + SiLU(b)": 0.0}
 
 

@@ -18,7 +18,7 @@ class PipoConfig(PreTrainedConfig):
     model_type = "pipo"
     sub_configs = {"backbone_config": AutoConfig}
 
-    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    backbone_config: Any = None  # a config, or its fields
     compressor: str = "mlp"
     compressor_residual: float = 0.0
     pad_token_id: int | None = None
@@ -35,7 +35,7 @@ class PipoConfig(PreTrainedConfig):
 
     def get_text_config(self, *_: Any, **__: Any) -> PreTrainedConfig:
         """The config that caches and masks are made from."""
-        return self if self.backbone_config is None else self.backbone_config  # type: ignore[return-value]
+        return self if self.backbone_config is None else self.backbone_config
 
     @property
     def hidden_size(self) -> int:

@@ -63,7 +63,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         return total, values
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _grad_values: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor, _grad_values: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         extras = (None,) * (len(ctx.needs_input_grad) - 2)
         return (

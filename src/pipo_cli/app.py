@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def _common(
         quiet()
 
 
-for name, verb in {
+VERBS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "import": import_,
     "export": export,
@@ -62,7 +63,9 @@ for name, verb in {
     "check": check,
     "inspect": inspect,
     "env": env,
-}.items():
+}
+
+for name, verb in VERBS.items():
     app.command(name)(verb)
 
 

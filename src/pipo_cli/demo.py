@@ -33,7 +33,9 @@ def main() -> None:
         for method, engine in engines.items():
             _show(console, table, method, engine, question)
     console.print(table)
-    console.print("PIPO is lossy: an answer may be wrong where the uncompressed model's is right. docs/results has the numbers.")
+    console.print(
+        "PIPO is lossy: an answer may be wrong where the uncompressed model's is right. docs/results has the numbers."
+    )
 
 
 def _answer(engine: Any, question: Any) -> Any:

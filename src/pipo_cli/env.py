@@ -29,7 +29,7 @@ def collect() -> dict[str, Any]:
     try:
         from pipo.provenance import hardware
 
-        facts |= hardware()
+        facts |= {name: fact for name, fact in hardware().items() if name != "gpu"}
     except Exception as error:  # a broken torch is what a bug report is about
         facts["hardware"] = f"{type(error).__name__}: {error}"
     return facts | {"accelerators": _accelerators()}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typer import Abort
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from pipo.errors import UsageError
 
 USAGE, FAILURE = 2, 1
 
@@ -19,9 +22,10 @@ FLAGS = {"confidence_threshold": "--threshold", "max_new_tokens": "--max-new-tok
 class OneLineErrors(TyperGroup):
     """Runs a verb. Wrong use exits with 2, any other failure with 1; `--debug`, anywhere, adds the traceback."""
 
-    def main(self, args: Sequence[str] | None = None, **kwargs: Any) -> Any:
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **kwargs: Any
+    ) -> Any:
         """As typer's; with `standalone_mode=False` the exit code is returned."""
-        standalone = kwargs.pop("standalone_mode", True)
         args = _debug_first(sys.argv[1:] if args is None else args)
         try:
             code = super().main(args, standalone_mode=False, **kwargs) or 0
@@ -29,7 +33,7 @@ class OneLineErrors(TyperGroup):
             if args[:1] == ["--debug"]:
                 traceback.print_exc()
             code = _report(error)
-        if not standalone:
+        if not standalone_mode:
             return code
         sys.exit(code)
 
@@ -48,8 +52,13 @@ def _report(error: Exception) -> int:
     elif hasattr(error, "format_message"):  # typer's own, wrong use of the command line
         line, code = error.format_message(), getattr(error, "exit_code", USAGE)
     elif (usage := sys.modules.get("pipo.errors")) and isinstance(error, usage.UsageError):
-        line, code = f"{FLAGS.get(error.field, error.field)}: {error.problem}; {error.fix}", USAGE
+        line, code = usage_line(error), USAGE
     else:
         line, code = f"{type(error).__name__}: {error}", FAILURE
     print("error:", " ".join(line.split()), file=sys.stderr)
     return code
+
+
+def usage_line(error: UsageError) -> str:
+    """A `pipo.errors.UsageError` in the words of the command line."""
+    return f"{FLAGS.get(error.field, error.field)}: {error.problem}; {error.fix}"

@@ -55,7 +55,9 @@ def _from_json(where: str, line: str) -> Prompt:
         if prompt[-1]["role"] == "assistant":
             raise UsageError(where, "ends with an assistant turn", "end it with the question")
         return prompt
-    raise UsageError(where, "holds no prompt", 'write {"prompt": "..."} or {"messages": [{"role": ..., "content": ...}]}')
+    raise UsageError(
+        where, "holds no prompt", 'write {"prompt": "..."} or {"messages": [{"role": ..., "content": ...}]}'
+    )
 
 
 def _is_message(message: Any) -> bool:

@@ -133,7 +133,7 @@ def _measure(model: Any, cell: _Cell, options: BenchOptions, trial: int) -> _Tri
     prompts = torch.randint(vocabulary, (cell.concurrency, cell.prompt_length), generator=draw)
     prompts[prompts == pad] = (pad + 1) % vocabulary
     ids, mask = left_pad(prompts.tolist(), pad, model.device)
-    common = {"max_new_tokens": options.new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": pad}
+    common: dict[str, Any] = {"max_new_tokens": options.new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": pad}
     start = time.perf_counter()
     if cell.method == "transformers":
         return _transformers(model, ids, mask, common, start)

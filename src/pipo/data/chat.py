@@ -54,7 +54,15 @@ def _parse(line: str) -> list[dict[str, Any]] | str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return f"no JSON ({error.msg})"
-    messages = row.get("messages") if isinstance(row, dict) else None
+    messages: Any = row.get("messages") if isinstance(row, dict) else None
+    problem = check_messages(messages)
+    if problem is None and not any(message["role"] == "assistant" for message in messages):
+        problem = "no assistant turn"
+    return messages if problem is None else problem
+
+
+def check_messages(messages: Any) -> str | None:
+    """What is wrong with a list of messages, None where nothing is."""
     if not isinstance(messages, list) or not messages:
         return 'no "messages" list'
     for message in messages:
@@ -62,9 +70,7 @@ def _parse(line: str) -> list[dict[str, Any]] | str:
             return 'a message without "role"'
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             return f"an empty {message['role']} turn"
-    if not any(message["role"] == "assistant" for message in messages):
-        return "no assistant turn"
-    return messages
+    return None
 
 
 def tokenize_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], prefix: str = "") -> Tokens:

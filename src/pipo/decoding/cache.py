@@ -16,6 +16,10 @@ SLACK = 128
 class GrowingLayer(DynamicLayer):
     """A `DynamicLayer` whose keys and values are views of larger buffers."""
 
+    keys: Tensor
+    values: Tensor
+    _buffers: tuple[Tensor, ...]
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self._buffers = (self.keys, self.values)

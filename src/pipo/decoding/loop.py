@@ -136,7 +136,7 @@ class Loop:
 
     def _take(self, row: Row, token: int) -> None:
         row.append(token)
-        if self.stop and bool(self.stop(row.history, None)):  # type: ignore[arg-type]
+        if self.stop and bool(self.stop(row.history, None)):
             row.finish_reason = "stop"
         elif row.length >= self.max_length:
             row.finish_reason = "length"

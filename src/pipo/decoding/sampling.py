@@ -20,7 +20,7 @@ NEED_NO_HISTORY = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """In transformers' order top-k comes before all but temperature, and only processors of scores come after it."""
 
 
-class PresencePenalty(LogitsProcessor):  # type: ignore[misc]
+class PresencePenalty(LogitsProcessor):
     """Subtract `penalty` from the logit of every token that was generated already (the prompt does not count)."""
 
     def __init__(self, penalty: float, prompt_length: int) -> None:

@@ -58,9 +58,10 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
     """Adapters on the backbone; the modules in `full` are trained whole."""
     from peft import LoraConfig, get_peft_model
 
+    alpha: Any = lora.alpha if lora.alpha is not None else 2 * lora.rank  # peft's annotation says int
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.rank,
+        lora_alpha=alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
         modules_to_save=full or None,

@@ -24,7 +24,7 @@ def next_token_counts(labels: Tensor) -> Tensor:  # [B, T] -> [1]
     return (labels[:, 1:] != IGNORE).sum()[None]
 
 
-class _TellEpoch(TrainerCallback):  # type: ignore[misc]
+class _TellEpoch(TrainerCallback):
     """Tells the data its epoch: accelerate forgets to when it skips the batches of a resumed epoch."""
 
     def __init__(self, data: Any) -> None:

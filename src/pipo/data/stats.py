@@ -1,0 +1,134 @@
+"""`pipo data`: what is in chat and prompt JSONL files, and which of their lines are no good."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipo.data.chat import Problem, check_messages, render, tokenize_chat
+from pipo.data.layout import lay_out
+from pipo.errors import UsageError
+from pipo.training.recipe import Pads
+
+
+@dataclass
+class Stats:
+    """Counts over all files. The token lists hold one entry a good line, and are empty without a tokenizer."""
+
+    chats: int = 0  # lines with an answer, to train on
+    prompts: int = 0  # lines without
+    turns: int = 0
+    answers: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    pairs: list[int] = field(default_factory=list)
+    pads: list[int] = field(default_factory=list)  # that fill up prompts and answers of odd length
+    training_pads: list[int] = field(default_factory=list)  # the same with a recipe's default rejections
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON shows it; the token statistics are None without a tokenizer."""
+        return {
+            "chats": self.chats,
+            "prompts": self.prompts,
+            "turns": self.turns,
+            "answers": self.answers,
+            "problems": [{"file": p.file, "line": p.line, "reason": p.reason} for p in self.problems],
+            "tokens": self._lengths() if self.tokens else None,
+        }
+
+    def _lengths(self) -> dict[str, Any]:
+        tokens, pads, training = sum(self.tokens), sum(self.pads), sum(self.training_pads)
+        return {
+            "total": tokens,
+            "targets": sum(self.targets),
+            "mean": tokens / len(self.tokens),
+            "median": statistics.median(self.tokens),
+            "longest": max(self.tokens),
+            "pairs": sum(self.pairs),
+            "pads": pads,
+            "pad_share": pads / (tokens + pads),
+            "training_pads": training,
+            "training_pad_share": training / (tokens + training),
+        }
+
+
+def collect(files: Sequence[str], tokenizer: Any = None) -> Stats:
+    """Read every line of every file. Raises `UsageError` for a file that cannot be read."""
+    stats = Stats()
+    for file in files:
+        for number, line in _lines(file):
+            messages = _parse(line)
+            problem = messages if isinstance(messages, str) else _count(stats, messages, tokenizer)
+            if problem is not None:
+                stats.problems.append(Problem(file, number, problem))
+    return stats
+
+
+def _lines(file: str) -> Iterator[tuple[int, bytes]]:
+    try:
+        with open(file, "rb") as lines:
+            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    except OSError as error:
+        raise UsageError("FILE", f"cannot read {file} ({error.strerror})", "name a JSONL file") from error
+
+
+def _parse(line: bytes) -> list[dict[str, Any]] | str:
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        return "no UTF-8"
+    except json.JSONDecodeError as error:
+        return f"no JSON ({error.msg})"
+    if not isinstance(row, dict):
+        return "no JSON object"
+    messages: Any = row.get("messages", row.get("prompt"))
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    return check_messages(messages) or messages
+
+
+def _count(stats: Stats, messages: list[dict[str, Any]], tokenizer: Any) -> str | None:
+    """Add one good line; returns what the tokenizer's template finds wrong with it."""
+    answers = sum(message["role"] == "assistant" for message in messages)
+    if tokenizer is not None:
+        try:
+            _count_tokens(stats, messages, tokenizer, answers > 0)
+        except ValueError as error:
+            return str(error)
+    stats.chats += answers > 0
+    stats.prompts += answers == 0
+    stats.turns += len(messages)
+    stats.answers += answers
+    return None
+
+
+def _count_tokens(stats: Stats, messages: list[dict[str, Any]], tokenizer: Any, answered: bool) -> None:
+    if not answered:
+        text = render(tokenizer, messages, add_generation_prompt=True)
+        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        odd = length % 2
+        _add(stats, length, targets=0, pairs=(length + odd) // 2, pads=odd, training_pads=odd)
+        return
+    item, pad, defaults = tokenize_chat(tokenizer, messages), -1, Pads()
+    rng = random.Random(len(stats.tokens))
+    plain = lay_out(item.ids, item.labels, pad)
+    trained = lay_out(item.ids, item.labels, pad, defaults.scheme, rng.uniform(0, defaults.max_ratio), rng)
+    _add(
+        stats,
+        len(item.ids),
+        targets=sum(label >= 0 for label in item.labels),
+        pairs=len(plain.ids) // 2,
+        pads=plain.ids.count(pad),
+        training_pads=trained.ids.count(pad),
+    )
+
+
+def _add(stats: Stats, tokens: int, **counts: int) -> None:
+    stats.tokens.append(tokens)
+    for name, count in counts.items():
+        getattr(stats, name).append(count)

@@ -1,0 +1,126 @@
+"""`pipo chat`: a conversation on the terminal, streamed, drafts coloured."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipo_cli import options
+from pipo_cli.errors import usage_line
+from pipo_cli.options import Dtype
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipo.engine import LocalEngine, Sampling
+    from pipo.pairing import Slot
+
+GREETING = (
+    "Accepted drafts [green]green[/], rejected ones [red strike]red[/]. /reset starts anew, /quit or Ctrl-D leaves."
+)
+
+
+def chat(
+    model: options.ModelArgument,
+    threshold: options.ThresholdOption = None,
+    max_new_tokens: options.MaxNewTokensOption = 1024,
+    temperature: options.TemperatureOption = 1.0,
+    top_p: options.TopPOption = 0.95,
+    top_k: options.TopKOption = 20,
+    presence_penalty: options.PresenceOption = 0.0,
+    repetition_penalty: options.RepetitionOption = 1.0,
+    seed: options.SeedOption = None,
+    dtype: options.DtypeOption = Dtype.auto,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
+    from rich.console import Console
+
+    from pipo.engine import LocalEngine, Sampling
+
+    sampling = options.check_sampling(Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty))
+    threshold = options.check_threshold(threshold)
+    engine = LocalEngine.load(model, dtype=dtype.value, device=options.pick_device(device))
+    console = Console(highlight=False)
+    draws = random.Random(seed)
+    console.print(GREETING, soft_wrap=True)
+    Conversation(engine, sampling, max_new_tokens, threshold, draws, console).run()
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and how to go on."""
+
+    engine: LocalEngine
+    sampling: Sampling
+    max_new_tokens: int
+    threshold: float | None
+    draws: random.Random
+    console: Console
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Read and answer until /quit or the end of input."""
+        with suppress(ImportError):
+            import readline  # noqa: F401 - line editing and history for input()
+        while True:
+            try:
+                said = self.console.input("[bold]> [/]").strip()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                self.console.print()
+                continue
+            if said == "/quit":
+                break
+            if said == "/reset":
+                self.messages.clear()
+            elif said.startswith("/"):
+                self.console.print("/reset or /quit", style="red")
+            elif said:
+                self.answer(said)
+
+    def answer(self, said: str) -> None:
+        """Print the answer as it comes. One that is stopped stays in the conversation as far as it came."""
+        from pipo.errors import UsageError
+
+        self.messages.append({"role": "user", "content": said})
+        slots: list[Slot] = []
+        try:
+            self._decode(slots)
+        except KeyboardInterrupt:
+            self.console.print(" (stopped)", style="dim", end="")
+        except UsageError as error:
+            self.messages.pop()
+            self.console.print(f"{usage_line(error)}, or /reset", style="red", soft_wrap=True, markup=False)
+            return
+        self._finish(slots)
+
+    def _decode(self, slots: list[Slot]) -> None:
+        from pipo_cli.drafts import DraftPainter
+
+        painter = DraftPainter(self.engine.tokenizer)
+
+        def show(_: int, slot: Slot) -> None:
+            slots.append(slot)
+            self.console.print(painter.paint(slot), end="", soft_wrap=True)
+
+        self.engine.complete(
+            [self.engine.encode(self.messages)],
+            sampling=self.sampling,
+            max_new_tokens=self.max_new_tokens,
+            threshold=self.threshold,
+            seeds=[self.draws.randrange(2**32)],
+            on_slot=show,
+        )
+
+    def _finish(self, slots: list[Slot]) -> None:
+        from pipo_cli.drafts import legend
+
+        tokens = [token for slot in slots for token in slot.tokens]
+        content = self.engine.tokenizer.decode(tokens, skip_special_tokens=True)
+        self.messages.append({"role": "assistant", "content": content})
+        self.console.print()
+        self.console.print(legend(slots), style="dim")

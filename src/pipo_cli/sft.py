@@ -1,0 +1,35 @@
+"""`pipo sft`: supervised fine-tuning by a recipe."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+RESUME = "Go on from the last checkpoint in the recipe's output folder."
+DRY_RUN = "Check the recipe and its data, print steps and memory, train nothing."
+
+
+def sft(
+    config: Annotated[str, typer.Option("--config", metavar="R.yaml", help="The recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="As trainer.max_steps=10.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
+) -> None:
+    """Fine-tune a PIPO model, or the plain base on the same data, by a recipe."""
+    from pipo.training.recipe import SftRecipe, load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    recipe = load_recipe(SftRecipe, config, overrides or [])
+    if dry_run:
+        from pipo.training.estimate import estimate
+
+        for name, value in estimate(recipe).items():
+            typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
+        return
+    from pipo.training.sft import sft as train
+
+    train(recipe, resume=resume)
+    typer.echo(f"wrote {recipe.output}")

@@ -1,0 +1,41 @@
+"""The wheel holds all that the command needs."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_contents(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"pipo/py.typed", "pipo_cli/app.py", "pipo/model.py"} <= set(names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pipo", "pipo_cli"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_command_runs_from_it(wheel, tmp_path):
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel)]
+    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+    code = "import pipo_cli; print(pipo_cli.__file__); pipo_cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.startswith(str(tmp_path))
+    assert "generate" in done.stdout
+    assert (tmp_path / "bin" / "pipo").is_file()
