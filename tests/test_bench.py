@@ -64,7 +64,9 @@ def test_the_byte_limit_counts_every_weight_that_a_step_reads():
     total = sum(p.numel() * 4 for p in model.parameters())
     embedding, head = (4 * 320 * 64 for _ in range(2))
     assert pair_step_bytes(model, kv_bytes=8) == total - embedding + head + 8
-    extra = sum(p.numel() * 4 for part in (model.compressor, model.mtp, model.confidence_head) for p in part.parameters())
+    extra = sum(
+        p.numel() * 4 for part in (model.compressor, model.mtp, model.confidence_head) for p in part.parameters()
+    )
     assert regular_step_bytes(plain, kv_bytes=8) == total - embedding - extra + 8
 
 

@@ -202,9 +202,7 @@ def test_custom_stopping_criteria_see_every_real_token(llama):
 
 def test_streamers_get_real_tokens_in_order(llama, capsys):
     tokenizer = tiny.tokenizer()
-    out = decode(
-        llama, [prompts()[4]], confidence_threshold=0.5, streamer=TextStreamer(tokenizer, skip_prompt=True)
-    )
+    out = decode(llama, [prompts()[4]], confidence_threshold=0.5, streamer=TextStreamer(tokenizer, skip_prompt=True))
     assert capsys.readouterr().out.strip() == tokenizer.decode(new_tokens(out, 0)).strip()
 
 
@@ -253,7 +251,13 @@ def test_regular_decoding_is_transformers_greedy(model):
     base = tiny.base({"llama": "llama", "qwen3": "qwen3", "qwen3_5_text": "qwen3_5"}[model.backbone.config.model_type])
     rows = prompts()
     ids, mask = left_pad(rows, 2, "cpu")
-    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    options = {
+        "attention_mask": mask,
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 2,
+    }
     assert torch.equal(generate(base, input_ids=ids, **options), base.generate(input_ids=ids, **options))
 
 

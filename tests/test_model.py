@@ -79,7 +79,7 @@ def test_a_padded_batch_equals_its_rows(model, side):
     fill = torch.full((1, 6), pad)
     row = torch.cat([fill, short] if side == "left" else [short, fill], dim=1)
     mask = torch.ones(2, 12, dtype=torch.long)
-    mask[1, :6 if side == "left" else 12] = 0
+    mask[1, : 6 if side == "left" else 12] = 0
     if side == "right":
         mask[1] = torch.tensor([1] * 6 + [0] * 6)
     out = model(input_ids=torch.cat([IDS[:1], row]), attention_mask=mask, return_logits=True)

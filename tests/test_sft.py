@@ -28,7 +28,9 @@ LOSSES = ("backbone_loss", "mtp_loss", "confidence_loss")
 def chats(n=12):
     for i in range(n):
         question = "what " * (i % 5 + 1)
-        yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"The answer is {i}"}]}
+        yield {
+            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"The answer is {i}"}]
+        }
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,13 @@ def data(tmp_path_factory):
 
 
 def recipe(model, data, output, **changes):
-    trainer = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3, "use_cpu": True}
+    trainer = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+    }
     fields = {"model": model, "output": str(output), "data": {"train": [data]}, "trainer": trainer}
     return SftRecipe.model_validate(fields | changes)
 
@@ -93,8 +101,14 @@ def test_bad_lines_are_named_and_the_rest_trains(tmp_path):
         2: ("{", "no JSON"),
         3: ('{"messages": []}', "messages"),
         4: ('{"messages": [{"role": "user", "content": "x"}]}', "no assistant turn"),
-        5: ('{"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}]}', "empty user turn"),
-        6: (json.dumps({"messages": [{"role": "user", "content": "x" * 999}, {"role": "assistant", "content": "x"}]}), "max_length"),
+        5: (
+            '{"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}]}',
+            "empty user turn",
+        ),
+        6: (
+            json.dumps({"messages": [{"role": "user", "content": "x" * 999}, {"role": "assistant", "content": "x"}]}),
+            "max_length",
+        ),
     }
     file = tmp_path / "chat.jsonl"
     file.write_text("\n".join([good, *(line for line, _ in bad.values()), good]) + "\n")
@@ -115,9 +129,7 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
 def test_a_batch_equals_its_concatenation(data, scheme):
     """Losses and gradients of one ragged batch = those of its rows one by one, over the batch's numbers of targets."""
     model = tiny.pipo("llama")
-    rows = PairDataset(
-        ChatDataset([data], tiny.tokenizer(), max_length=200), 2, scheme=scheme, max_ratio=0.6, seed=1
-    )
+    rows = PairDataset(ChatDataset([data], tiny.tokenizer(), max_length=200), 2, scheme=scheme, max_ratio=0.6, seed=1)
     batch = Collator(2)([rows[i] for i in range(6)])
     counts = pair_target_counts(batch["labels"])
     out = model(**batch)
@@ -149,7 +161,13 @@ def test_accumulation_and_batch_size_give_the_same_steps(data, tiny_pipo, tmp_pa
 
 
 def test_training_lowers_all_three_losses_and_logs_them(data, tiny_pipo, tmp_path):
-    trainer = {"max_steps": 60, "per_device_train_batch_size": 6, "logging_steps": 5, "learning_rate": 3e-3, "use_cpu": True}
+    trainer = {
+        "max_steps": 60,
+        "per_device_train_batch_size": 6,
+        "logging_steps": 5,
+        "learning_rate": 3e-3,
+        "use_cpu": True,
+    }
     sft(recipe(tiny_pipo, data, tmp_path, pads={"scheme": "shift", "max_ratio": 0.3}, trainer=trainer))
     log = curve(tmp_path)
     for name in ("backbone_loss", "mtp_loss"):
@@ -163,7 +181,9 @@ def test_lora_writes_a_merged_folder_with_the_adapter_beside_it(data, tiny_pipo,
     sft(recipe(tiny_pipo, data, tmp_path, lora={"rank": 2}))
     before, after = PipoForCausalLM.from_pretrained(tiny_pipo), PipoForCausalLM.from_pretrained(tmp_path)
     changed = {
-        name for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True) if not torch.equal(a, b)
+        name
+        for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(a, b)
     }
     assert any(name.startswith("backbone.layers.0.self_attn.q_proj") for name in changed)
     assert {"compressor.mlp.0.weight", "mtp.fc.weight", "confidence_head.fc1.weight"} <= changed
@@ -219,7 +239,9 @@ def test_resume_after_a_kill_continues_the_same_curve(data, tiny_pipo, tmp_path)
 
     a, b = values(unbroken.output), values(broken.output)
     assert sorted(a) == sorted(b) == list(range(1, 31))
-    torch.testing.assert_close(torch.tensor(list(a.values())), torch.tensor([b[step] for step in a]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(list(a.values())), torch.tensor([b[step] for step in a]), atol=1e-4, rtol=1e-4
+    )
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from pipo.errors import UsageError
+from pipo.errors import UsageError, first_line
 
 
 def load_base(source: str, *, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
@@ -20,7 +20,9 @@ def load_base(source: str, *, dtype: str | torch.dtype = "auto") -> PreTrainedMo
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError("model", f"cannot load {source} ({first_line(error)})", "name a folder, hub id or GGUF file") from error
+        raise UsageError(
+            "model", f"cannot load {source} ({first_line(error)})", "name a folder, hub id or GGUF file"
+        ) from error
     if kwargs:
         _forget_gguf(model)
     return model
@@ -34,7 +36,9 @@ def load_model(source: str, *, dtype: str | torch.dtype = "auto") -> Any:
         try:
             return PipoForCausalLM.from_pretrained(source, dtype=dtype)
         except (OSError, ValueError, SafetensorError) as error:
-            raise UsageError("model", f"cannot load {source} ({first_line(error)})", "save or download it again") from error
+            raise UsageError(
+                "model", f"cannot load {source} ({first_line(error)})", "save or download it again"
+            ) from error
     return load_base(source, dtype=dtype)
 
 
@@ -52,12 +56,9 @@ def load_tokenizer(source: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
-        raise UsageError("tokenizer", f"cannot load it from {source} ({first_line(error)})", "put its files beside the model") from error
-
-
-def first_line(error: Exception) -> str:
-    """An error's first line, for messages of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            "tokenizer", f"cannot load it from {source} ({first_line(error)})", "put its files beside the model"
+        ) from error
 
 
 def _resolve(source: str) -> tuple[str, dict[str, Any]]:

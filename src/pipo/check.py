@@ -57,9 +57,7 @@ def _prompts(engine: LocalEngine) -> list[list[int]]:
     special = {engine.model.config.pad_token_id, *engine.tokenizer.all_special_ids}
     ordinary = [i for i in range(min(len(engine.tokenizer), engine.model.config.vocab_size)) if i not in special]
     draw = torch.Generator().manual_seed(0)
-    return [
-        [ordinary[i] for i in torch.randint(len(ordinary), (n,), generator=draw).tolist()] for n in PROMPT_LENGTHS
-    ]
+    return [[ordinary[i] for i in torch.randint(len(ordinary), (n,), generator=draw).tolist()] for n in PROMPT_LENGTHS]
 
 
 def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple[int, float]:

@@ -18,7 +18,7 @@ from pipo.save import save_model
 from pipo.shipped import resolve
 
 RESIDUAL = 0.7
-"""Weight of (a + b) at the compressor's start: the sum of two embeddings keeps the norm of one. docs/results compares."""
+"""Weight of (a + b) at the compressor's start: a sum of two embeddings keeps the norm of one. See docs/results."""
 
 
 def convert(base: str, out: str | Path, *, compressor: str = "mlp", dtype: str = "auto") -> PipoForCausalLM:

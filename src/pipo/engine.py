@@ -88,7 +88,9 @@ class LocalEngine:
         model, tokenizer = load_model(path, dtype=dtype), load_tokenizer(path)
         rows = model.get_output_embeddings().weight.shape[0]
         if len(tokenizer) > rows:
-            raise UsageError("tokenizer", f"{len(tokenizer)} tokens, the model has {rows}", "use the model's own tokenizer")
+            raise UsageError(
+                "tokenizer", f"{len(tokenizer)} tokens, the model has {rows}", "use the model's own tokenizer"
+            )
         return cls(model.to(device), tokenizer)
 
     def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:

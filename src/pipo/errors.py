@@ -12,3 +12,8 @@ class UsageError(Exception):
     def __init__(self, field: str, problem: str, fix: str) -> None:
         super().__init__(f"{field}: {problem}; {fix}")
         self.field, self.problem, self.fix = field, problem, fix
+
+
+def first_line(error: Exception) -> str:
+    """An error's first line, for messages of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -36,8 +36,8 @@ def native_mtp(source: str | None, config: PreTrainedConfig) -> dict[str, Tensor
     """The checkpoint's trained MTP head under our names, None where the family or the checkpoint has none."""
     if not source or not HAS_MTP[config.model_type]:
         return None
-    tensors = {name: tensor for name, tensor in checkpoint_tensors(source, NATIVE_MTP)}
-    return {mtp_name(name.removeprefix(NATIVE_MTP)): tensor for name, tensor in tensors.items()} or None
+    tensors = checkpoint_tensors(source, NATIVE_MTP)
+    return {mtp_name(name.removeprefix(NATIVE_MTP)): tensor for name, tensor in tensors} or None
 
 
 def mtp_name(name: str) -> str:

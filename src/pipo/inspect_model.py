@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from pipo.base import first_line, load_tokenizer
+from pipo.base import load_tokenizer
 from pipo.config import PipoConfig
-from pipo.errors import UsageError
+from pipo.errors import UsageError, first_line
 from pipo.families import text_config
 from pipo.model import PipoForCausalLM
 

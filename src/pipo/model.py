@@ -174,14 +174,14 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but a folder with missing, unknown or misshapen tensors is refused with their names."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             names = sorted(str(key) for key in info[kind])
             if names:
                 listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
                 raise UsageError(
-                    str(pretrained_model_name_or_path), f"{kind.replace('_keys', '')} tensors {listed}", "save the model again"
+                    str(pretrained_model_name_or_path),
+                    f"{kind.replace('_keys', '')} tensors {listed}",
+                    "save the model again",
                 )
         return (model, info) if wants_info else model

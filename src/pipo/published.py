@@ -76,7 +76,9 @@ def _merge(tensors: dict[str, Tensor], adapter: Path) -> None:
     """Add LoRA products and put full copies in place, under the base's own names."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-    given = {name.removeprefix(ADAPTER_PREFIX): t for name, t in load_file(adapter / "adapter_model.safetensors").items()}
+    given = {
+        name.removeprefix(ADAPTER_PREFIX): t for name, t in load_file(adapter / "adapter_model.safetensors").items()
+    }
     known = {our_name(name): name for name in tensors}
     for name, tensor in given.items():
         if name.endswith(".lora_B.weight"):

@@ -22,10 +22,10 @@ HEADINGS = {
     "method": "method",
     "prompt_length": "prompt",
     "concurrency": "conc.",
-    "acceptance_rate": "accepted",
+    "acceptance_rate": "kept",
     "tokens_per_step": "tok/step",
-    "ttft_ms": "TTFT ms",
-    "tpot_ms": "TPOT ms",
+    "ttft_ms": "TTFT",
+    "tpot_ms": "TPOT",
     "tokens_per_second": "tok/s",
     "kv_bytes_per_token": "KV B/tok",
     "ttft_speedup": "TTFT",
@@ -112,13 +112,14 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console()
-    title = f"{result['model']}, {result['dtype']}, on {result['hardware']['gpu'] or result['hardware']['cpu']}"
-    console.print(_table(title, result["rows"]))
+    hardware = result["hardware"]["gpu"] or result["hardware"]["cpu"]
+    console.print(f"{result['model']}, {result['dtype']}, on {hardware}; times in milliseconds", soft_wrap=True)
+    console.print(_table(None, result["rows"]))
     if result["ratios"]:
         console.print(_table("regular / pipo (KV: pipo / regular)", result["ratios"]))
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+def _table(title: str | None, rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table(title=title)

@@ -38,11 +38,11 @@ def chat(
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
     from rich.console import Console
 
-    from pipo.engine import LocalEngine, Sampling
+    from pipo.engine import Sampling
 
     sampling = options.check_sampling(Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty))
     threshold = options.check_threshold(threshold)
-    engine = LocalEngine.load(model, dtype=dtype.value, device=options.pick_device(device))
+    engine = options.load_engine(model, dtype, device, threshold)
     console = Console(highlight=False)
     draws = random.Random(seed)
     console.print(GREETING, soft_wrap=True)
@@ -67,7 +67,7 @@ class Conversation:
             import readline  # noqa: F401 - line editing and history for input()
         while True:
             try:
-                said = self.console.input("[bold]> [/]").strip()
+                said = input("> ").strip()
             except EOFError:
                 break
             except KeyboardInterrupt:

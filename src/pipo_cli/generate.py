@@ -42,14 +42,14 @@ def generate(
 
     --json prints one object an answer, a line each. Times are null where --batch-size is above 1.
     """
-    from pipo.engine import LocalEngine, Sampling
+    from pipo.engine import Sampling
 
     prompts = _prompts(prompt, file)
     if show_drafts and as_json:
         raise typer.BadParameter("goes without --json", param_hint="--show-drafts")
     sampling = options.check_sampling(Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty))
     threshold = options.check_threshold(threshold)
-    engine = LocalEngine.load(model, dtype=dtype.value, device=options.pick_device(device))
+    engine = options.load_engine(model, dtype, device, threshold)
     answers = _answers(engine, prompts, sampling, max_new_tokens, threshold, seed, batch_size)
     for answer in answers:
         if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipo.engine import Sampling
+    from pipo.engine import LocalEngine, Sampling
 
 
 class Dtype(StrEnum):
@@ -68,6 +68,17 @@ def check_threshold(value: float | None) -> float | None:
     from pipo import pairing
 
     return None if value is None else pairing.check_threshold(value)
+
+
+def load_engine(model: str, dtype: Dtype, device: str, threshold: float | None) -> LocalEngine:
+    """The model with its tokenizer. Raises `UsageError`, also for a threshold that the model cannot have."""
+    from pipo.engine import LocalEngine
+    from pipo.errors import UsageError
+
+    engine = LocalEngine.load(model, dtype=dtype.value, device=pick_device(device))
+    if threshold is not None and not engine.is_pipo:
+        raise UsageError("--threshold", f"{model} is no PIPO model", "leave it out")
+    return engine
 
 
 def pick_device(name: str) -> str:

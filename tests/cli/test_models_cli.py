@@ -70,7 +70,7 @@ def test_bench(pipo, refused, tiny_pipo, tmp_path):
     assert {"hardware", "model", "rows", "ratios"} <= set(measured)
     assert [row["method"] for row in measured["rows"]] == ["regular", "pipo"]
     assert (tmp_path / "ratios.png").stat().st_size > 1000
-    assert "TPOT ms" in pipo("bench", tiny_pipo, *few, "--methods", "pipo").stdout
+    assert "TPOT" in pipo("bench", tiny_pipo, *few, "--methods", "pipo").stdout
     refused("Invalid value for --prompt-lengths", "bench", tiny_pipo, "--prompt-lengths", "8,many")
     refused("--methods", "bench", tiny_pipo, "--methods", "pipo,magic")
     refused("--threshold", "bench", tiny_pipo, "--threshold=-1")

@@ -133,7 +133,12 @@ def _measure(model: Any, cell: _Cell, options: BenchOptions, trial: int) -> _Tri
     prompts = torch.randint(vocabulary, (cell.concurrency, cell.prompt_length), generator=draw)
     prompts[prompts == pad] = (pad + 1) % vocabulary
     ids, mask = left_pad(prompts.tolist(), pad, model.device)
-    common: dict[str, Any] = {"max_new_tokens": options.new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": pad}
+    common: dict[str, Any] = {
+        "max_new_tokens": options.new_tokens,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": pad,
+    }
     start = time.perf_counter()
     if cell.method == "transformers":
         return _transformers(model, ids, mask, common, start)
@@ -171,12 +176,18 @@ class _FirstToken:
 def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dict[str, Any], start: float) -> _Trial:
     clock = _FirstToken()
     out = model.generate(
-        input_ids=ids, attention_mask=mask, streamer=clock if len(ids) == 1 else None, return_dict_in_generate=True, **common
+        input_ids=ids,
+        attention_mask=mask,
+        streamer=clock if len(ids) == 1 else None,
+        return_dict_in_generate=True,
+        **common,
     )
     end = time.perf_counter()
     new = out.sequences.shape[1] - ids.shape[1]
     first = clock.times[1] if len(clock.times) > 1 else start
-    cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers if hasattr(layer, "keys"))
+    cached = sum(
+        layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers if hasattr(layer, "keys")
+    )
     return _Trial(
         ttft_ms=1000 * (first - start) if clock.times else float("nan"),
         tpot_ms=1000 * (end - first) / max(new - 1, 1),

@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from pipo.data.layout import Layout, lay_out
-from pipo.errors import UsageError
+from pipo.errors import UsageError, first_line
 from pipo.pairing import IGNORE
 
 
@@ -39,14 +39,13 @@ class Tokens:
 def read_chats(path: str | Path) -> Iterator[tuple[int, list[dict[str, Any]] | Problem]]:
     """Yield (line number, messages or what is wrong with the line). Raises `UsageError` for a missing file."""
     try:
-        file = open(path, encoding="utf-8")
-    except OSError as error:
-        raise UsageError("data", f"cannot read {path} ({error.strerror})", "name a chat JSONL file") from error
-    with file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                messages = _parse(line)
-                yield number, Problem(str(path), number, messages) if isinstance(messages, str) else messages
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    messages = _parse(line)
+                    yield number, Problem(str(path), number, messages) if isinstance(messages, str) else messages
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("data", f"cannot read {path} ({first_line(error)})", "name a chat JSONL file") from error
 
 
 def _parse(line: str) -> list[dict[str, Any]] | str:

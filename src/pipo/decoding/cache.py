@@ -31,9 +31,10 @@ class GrowingLayer(DynamicLayer):
         length = self.get_seq_length()
         end = length + key_states.shape[-2]
         if self._buffers[0].numel() == 0 or end > self._buffers[0].shape[-2]:
-            self._buffers = tuple(_enlarged(buffer, new, length, end) for buffer, new in zip(
-                self._buffers, (key_states, value_states), strict=True
-            ))
+            self._buffers = tuple(
+                _enlarged(buffer, new, length, end)
+                for buffer, new in zip(self._buffers, (key_states, value_states), strict=True)
+            )
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, length:end] = new
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)

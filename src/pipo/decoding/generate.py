@@ -79,7 +79,12 @@ def generate(
     _add_stop_strings(kwargs)
 
     def decode(
-        model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **rest: Any
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **rest: Any,
     ) -> Any:
         mask = rest.get("attention_mask")
         prompts = _prompts(model, input_ids, mask)
@@ -162,11 +167,17 @@ def _prompts(model: Any, input_ids: Tensor, mask: Tensor | None) -> list[list[in
         if not prompt:
             raise UsageError("input_ids", "an empty prompt", "give at least one token")
         if not all(real[start:]):
-            raise UsageError("attention_mask", "zeros inside or after a prompt (or PAD inside one)", "pad at the left only")
+            raise UsageError(
+                "attention_mask", "zeros inside or after a prompt (or PAD inside one)", "pad at the left only"
+            )
         if pad is not None and pad in prompt:
-            raise UsageError("input_ids", f"PAD ({pad}) inside a prompt", "remove it; PAD is put in by the decoder alone")
+            raise UsageError(
+                "input_ids", f"PAD ({pad}) inside a prompt", "remove it; PAD is put in by the decoder alone"
+            )
         if limit is not None and len(prompt) >= limit * (2 if pad is not None else 1):
-            raise UsageError("input_ids", f"{len(prompt)} tokens, the model reads {limit} positions", "shorten the prompt")
+            raise UsageError(
+                "input_ids", f"{len(prompt)} tokens, the model reads {limit} positions", "shorten the prompt"
+            )
         prompts.append(prompt)
     return prompts
 

@@ -40,7 +40,7 @@ class Sampler:
     generators: Sequence[torch.Generator] | None = None
 
     def __call__(self, logits: Tensor, histories: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-        """logits [B, V]; histories: one [1, T_i] a row, the ids that its processors see; rows: generator of each row."""
+        """logits [B, V]; histories: one [1, T_i] a row, what its processors see; rows: generator of each row."""
         scores, ids = self._process(logits.float(), histories)
         if not self.do_sample:
             choice = scores.argmax(-1, keepdim=True)

@@ -10,10 +10,9 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from pipo.base import first_line
 from pipo.decoding.generate import DEFAULT_THRESHOLD
 from pipo.engine import LocalEngine
-from pipo.errors import UsageError
+from pipo.errors import UsageError, first_line
 from pipo.evals.options import EvalOptions
 from pipo.pairing import check_threshold
 from pipo.shipped import resolve

@@ -34,7 +34,7 @@ class EvalOptions:
     methods: tuple[str, ...] | None = None
     base: str | None = None
     samples: int = 4
-    budget: Budget = Budget("tokens", 512)
+    budget: Budget = field(default_factory=lambda: Budget("tokens", 512))
     limit: int | None = None
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)

@@ -133,7 +133,7 @@ def failures(lines: Sequence[Line]) -> str:
 def cell(value: Any, form: str) -> str:
     """A number, or a [low, high] pair, as text; a dash for None."""
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, list):
         return " to ".join(format(number, form) for number in value)
     return format(value, form)

@@ -27,7 +27,9 @@ class Data(Section):
     train: list[str] = Field(min_length=1, description="chat JSONL files")
     eval: list[str] = Field(default=[], description="chat JSONL files for evaluation during training")
     max_length: int = Field(default=4096, ge=4, description="longest conversation in tokens; longer ones are skipped")
-    prefix: str = Field(default="", description="start of every answer that the prompt already holds, e.g. '<think>\\n'")
+    prefix: str = Field(
+        default="", description="start of every answer that the prompt already holds, e.g. '<think>\\n'"
+    )
 
 
 class Pads(Section):
@@ -43,8 +45,18 @@ class Lora(Section):
     rank: int = Field(ge=1)
     alpha: float | None = Field(default=None, description="scale is alpha / rank; default 2 x rank")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    full: list[str] | None = Field(default=None, description="modules trained whole; default compressor, MTP and confidence")
+    targets: list[str] | Literal["all-linear"] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    full: list[str] | None = Field(
+        default=None, description="modules trained whole; default compressor, MTP and confidence"
+    )
 
 
 class Loss(Section):
@@ -53,7 +65,9 @@ class Loss(Section):
     mtp_weight: float = Field(default=1.0, ge=0)
     confidence_weight: float = Field(default=1.0, ge=0)
     teacher: str | None = Field(default=None, description="uncompressed model for dense distillation on the SFT data")
-    teacher_weight: float = Field(default=1.0, ge=0, description="weight of KL(teacher || student) beside the hard labels")
+    teacher_weight: float = Field(
+        default=1.0, ge=0, description="weight of KL(teacher || student) beside the hard labels"
+    )
 
 
 class SftRecipe(Section):
@@ -87,7 +101,9 @@ def load_recipe(kind: type[RecipeT], path: str, overrides: list[str]) -> RecipeT
     except FileNotFoundError as error:
         raise UsageError("--config", f"no file {path}", "name a recipe, see runs/") from error
     except yaml.YAMLError as error:
-        raise UsageError("--config", f"{path} is no YAML ({str(error).splitlines()[0]})", "see runs/ for examples") from error
+        raise UsageError(
+            "--config", f"{path} is no YAML ({str(error).splitlines()[0]})", "see runs/ for examples"
+        ) from error
     if not isinstance(raw, dict):
         raise UsageError("--config", f"{path} holds no mapping", "see runs/ for examples")
     for override in overrides:
