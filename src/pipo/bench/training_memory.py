@@ -77,7 +77,6 @@ def main() -> None:
     for length in (1024, 2048, 4096, 8192):
         reference, real = in_new_process(length, False), in_new_process(length, True)
         whole = (length - 2) * VOCAB * 4
-        megabytes = (f"{size / 1e6:.0f}" for size in (whole, reference, real, allowed(reference, False)))
         columns = (whole, reference, real, allowed(reference, False))
         print(f"| {length} | " + " | ".join(f"{value / 1e6:.0f}" for value in columns) + " |")
 
