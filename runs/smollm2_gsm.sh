@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SmolLM2-135M-Instruct on smollm2_mix, from the PyPI package to the results page: hours on two cores, resumable.
-# Every step is skipped where its result is there already. Trained adapters are packed into the package's assets
-# (pass `keep` as the first argument to evaluate the shipped ones instead of training).
+# Every step is skipped where its result is there already. Trained adapters are packed into the package's assets;
+# `runs/smollm2_gsm.sh keep` evaluates the shipped ones instead of training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=out/smollm2
@@ -21,16 +21,23 @@ train() {
   # (b) PIPO-SFT from it
   [ -d "$OUT/pipo_start" ] || $pipo convert demo-base "$OUT/pipo_start"
   [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume
-  $python -m pipo.shipped "$OUT/pipo/adapter" demo
+  $python -m pipo.shipped "$OUT/pipo/adapter" demo 0.9
 }
 
+# Accuracy, in batches, then speed, one at a time and on an idle machine.
 evaluate() {
-  local common=(--task smollm2_mix --samples 4 --limit 200 --seed 0 --budget tokens:160 --batch-size 32)
-  $pipo eval demo "${common[@]}" --methods regular --output "$OUT/eval/regular"
+  local common=(--task smollm2_mix --seed 0 --budget tokens:160)
+  local accuracy=("${common[@]}" --samples 4 --limit 200 --batch-size 32 --no-timing)
+  local speed=("${common[@]}" --samples 1 --limit 16)
+  $pipo eval demo-base "${accuracy[@]}" --methods regular --output "$OUT/eval/regular"
+  $pipo eval demo-base "${speed[@]}" --methods regular --output "$OUT/speed/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
-    $pipo eval demo "${common[@]}" --methods pipo --threshold "$tau" --output "$OUT/eval/pipo_$tau"
+    $pipo eval demo "${accuracy[@]}" --methods pipo --threshold "$tau" --output "$OUT/eval/pipo_$tau"
+    $pipo eval demo "${speed[@]}" --methods pipo --threshold "$tau" --output "$OUT/speed/pipo_$tau"
   done
-  $python -m pipo.evals.sweep "$OUT"/eval/* --output docs/results
+  $python -m pipo.evals.sweep "$OUT"/eval/* --output docs/results/smollm2_gsm_accuracy
+  $python runs/curves.py "$OUT/regular" "$OUT/pipo" --output docs/results/smollm2_gsm_training
+  $python -m pipo.evals.sweep "$OUT"/speed/* --output docs/results/smollm2_gsm_speed
 }
 
 [ "${1:-}" = keep ] || train

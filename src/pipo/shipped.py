@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -117,24 +118,30 @@ def _merged(model: Any, name: str) -> Any:
     return PeftModel.from_pretrained(model, str(ASSETS / name)).merge_and_unload()
 
 
-def pack(adapter: Path, name: str) -> None:
-    """Put a trained adapter among the assets, in bfloat16."""
+def pack(adapter: Path, name: str, threshold: float | None = None) -> None:
+    """Put a trained adapter among the assets, in bfloat16; `threshold` is what `demo` stores."""
     import torch
     from safetensors.torch import load_file, save_file
 
     target = ASSETS / name
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(adapter / "adapter_config.json", target)
-    config = json.loads((target / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({key: t.to(torch.bfloat16) for key, t in tensors.items()}, target / "adapter_model.safetensors")
+    if threshold is not None:
+        (target / "facts.json").write_text(json.dumps({"confidence_threshold": threshold}) + "\n")
+
+
+def main(argv: list[str]) -> None:
+    """`python -m pipo.shipped ADAPTER_FOLDER demo-base`, or `... demo THRESHOLD`."""
+    if len(argv) == 2 and argv[1] == "demo-base":
+        pack(Path(argv[0]), argv[1])
+    elif len(argv) == 3 and argv[1] == "demo":
+        pack(Path(argv[0]), argv[1], float(argv[2]))
+    else:
+        sys.exit(f"usage: {main.__doc__}")
 
 
 if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) == 3 and sys.argv[2] in SHIPPED:
-        pack(Path(sys.argv[1]), sys.argv[2])
-    else:
-        sys.exit("usage: python -m pipo.shipped ADAPTER_FOLDER demo-base|demo")
+    main(sys.argv[1:])

@@ -10,19 +10,23 @@ import typer
 RESUME = "Go on from the last checkpoint in the recipe's output folder."
 DRY_RUN = "Check the recipe and its data, print steps and memory, train nothing."
 
+REPORT = "Where to log besides the terminal: tensorboard, wandb, trackio, ... (trainer.report_to)."
+
 
 def sft(
     config: Annotated[str, typer.Option("--config", metavar="R.yaml", help="The recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="As trainer.max_steps=10.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
+    report_to: Annotated[str | None, typer.Option(metavar="TRACKER", help=REPORT)] = None,
 ) -> None:
     """Fine-tune a PIPO model, or the plain base on the same data, by a recipe."""
     from pipo.training.recipe import SftRecipe, load_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    recipe = load_recipe(SftRecipe, config, overrides or [])
+    tracker = [] if report_to is None else [f"trainer.report_to={report_to}"]
+    recipe = load_recipe(SftRecipe, config, [*(overrides or []), *tracker])
     if dry_run:
         from pipo.training.estimate import estimate
 

@@ -18,13 +18,15 @@ from pipo.evals.plots import Point, plot_sweep
 from pipo.evals.report import NOTES, facts, section
 from pipo.provenance import write_text
 
-SHARED = ("model", "tasks", "held_out", "questions", "samples", "budget", "sampling", "seed", "dtype")
-"""Fields of run.json that the runs must agree in."""
+SHARED = ("tasks", "held_out", "questions", "samples", "budget", "sampling", "seed", "dtype")
+"""Fields of run.json that the runs must agree in. Those with `pipo` must be of one model, too."""
 
 
 def merge(folders: Sequence[Path], output: Path) -> None:
     """Write `output`.md and `output`.png. Raises `UsageError` for folders that cannot be compared."""
     runs = [(read(folder, "run.json"), read(folder, "summary.json")) for folder in folders]
+    order = sorted(range(len(runs)), key=lambda i: "pipo" not in runs[i][0]["methods"])  # the first is one of pipo
+    folders, runs = [folders[i] for i in order], [runs[i] for i in order]
     for folder, (settings, _) in zip(folders[1:], runs[1:], strict=True):
         _check_same(folders[0], runs[0][0], folder, settings)
     tasks = {task: points(task, [summary for _, summary in runs]) for task in runs[0][1]["tasks"]}
@@ -70,7 +72,8 @@ def read(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_same(first: Path, settings: dict[str, Any], second: Path, others: dict[str, Any]) -> None:
     shared = settings["files"].keys() & others["files"].keys()
-    for name in SHARED:
+    swept = all("pipo" in run["methods"] for run in (settings, others))
+    for name in (*SHARED, *(["model"] if swept else [])):
         a, b = settings.get(name), others.get(name)
         if a != b:
             raise UsageError("DIR", f"{first} and {second} differ in {name} ({a!r}, {b!r})", "compare like runs only")
