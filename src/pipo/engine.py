@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,21 @@ class Sampling:
     top_k: int = 20
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+
+    def check(self) -> Sampling:
+        """Return it. Raises `UsageError` that names the flag."""
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError("--temperature", f"{self.temperature} is no finite number >= 0", "0 is greedy")
+        if not 0 < self.top_p <= 1:
+            raise UsageError("--top-p", f"{self.top_p} is not in (0, 1]", "1 keeps every token")
+        if self.top_k < 0:
+            raise UsageError("--top-k", f"{self.top_k} is below 0", "0 keeps every token")
+        if not math.isfinite(self.presence_penalty):
+            raise UsageError("--presence-penalty", f"{self.presence_penalty} is not finite", "0 is none")
+        if not 0 < self.repetition_penalty < math.inf:
+            problem = f"{self.repetition_penalty} is no finite number above 0"
+            raise UsageError("--repetition-penalty", problem, "1 is none")
+        return self
 
     def options(self) -> dict[str, Any]:
         """As `generate` takes them."""
@@ -159,3 +175,14 @@ class LocalEngine:
             tpot_ms=1000 * loop_s / later if alone and later else None,
             kv_bytes=out.kv_bytes or 0,
         )
+
+
+def pick_device(name: str) -> str:
+    """A device by its name; "auto" is the GPU where there is one. Raises `UsageError` where it cannot be used."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError("--device", f"{name!r} cannot be used here", "use cpu, cuda or auto") from error
+    return name

@@ -40,7 +40,7 @@ def chat(
 
     from pipo.engine import Sampling
 
-    sampling = options.check_sampling(Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty))
+    sampling = Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty).check()
     threshold = options.check_threshold(threshold)
     engine = options.load_engine(model, dtype, device, threshold)
     console = Console(highlight=False)

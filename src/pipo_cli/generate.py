@@ -47,7 +47,7 @@ def generate(
     prompts = _prompts(prompt, file)
     if show_drafts and as_json:
         raise typer.BadParameter("goes without --json", param_hint="--show-drafts")
-    sampling = options.check_sampling(Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty))
+    sampling = Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty).check()
     threshold = options.check_threshold(threshold)
     engine = options.load_engine(model, dtype, device, threshold)
     answers = _answers(engine, prompts, sampling, max_new_tokens, threshold, seed, batch_size)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from pipo.engine import LocalEngine, Sampling
+    from pipo.engine import LocalEngine
 
 
 class Dtype(StrEnum):
@@ -44,25 +43,6 @@ RepetitionOption = Annotated[float, typer.Option(help="Divides the logits of tok
 SeedOption = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Makes the draws repeatable.")]
 
 
-def check_sampling(sampling: Sampling) -> Sampling:
-    """Return it. Raises `UsageError` that names the flag."""
-    from pipo.errors import UsageError
-
-    if not 0 <= sampling.temperature < math.inf:
-        raise UsageError("--temperature", f"{sampling.temperature} is no finite number >= 0", "0 is greedy")
-    if not 0 < sampling.top_p <= 1:
-        raise UsageError("--top-p", f"{sampling.top_p} is not in (0, 1]", "1 keeps every token")
-    if sampling.top_k < 0:
-        raise UsageError("--top-k", f"{sampling.top_k} is below 0", "0 keeps every token")
-    if not math.isfinite(sampling.presence_penalty):
-        raise UsageError("--presence-penalty", f"{sampling.presence_penalty} is not finite", "0 is none")
-    if not 0 < sampling.repetition_penalty < math.inf:
-        raise UsageError(
-            "--repetition-penalty", f"{sampling.repetition_penalty} is no finite number above 0", "1 is none"
-        )
-    return sampling
-
-
 def check_threshold(value: float | None) -> float | None:
     """Return it; None is the model's own. Raises `UsageError`."""
     from pipo import pairing
@@ -83,14 +63,6 @@ def load_engine(model: str, dtype: Dtype, device: str, threshold: float | None) 
 
 def pick_device(name: str) -> str:
     """A device by its name. Raises `UsageError` where it cannot be used."""
-    import torch
+    from pipo import engine
 
-    from pipo.errors import UsageError
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError("--device", f"{name!r} cannot be used here", "use cpu, cuda or auto") from error
-    return name
+    return engine.pick_device(name)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipo import tasks
-from pipo.engine import Sampling
+from pipo.engine import Sampling, pick_device
 from pipo.errors import UsageError
 from pipo.evals.budget import Budget
 from pipo.pairing import check_threshold
@@ -56,7 +53,7 @@ class EvalOptions:
             _check_count(option, getattr(self, option))
         if not 0 <= self.seed < 2**32:
             raise UsageError("--seed", f"{self.seed} is out of range", "use 0 to 4294967295")
-        _check_sampling(self.sampling)
+        self.sampling.check()
         if self.threshold is not None:
             check_threshold(self.threshold)
         if find_spec("matplotlib") is None:
@@ -64,14 +61,7 @@ class EvalOptions:
 
     def load_device(self) -> str:
         """The device by name; "auto" is the GPU if there is one."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError, NotImplementedError):
-            raise UsageError("--device", f"{name!r} cannot be used here", "use cpu, cuda or auto") from None
-        return name
+        return pick_device(self.device)
 
     def load_dtype(self) -> str:
         """The precision by name, where it does not depend on the model: on a CPU "auto" is float32."""
@@ -116,17 +106,6 @@ def _check_name(option: str, name: str, valid: tuple[str, ...], planned: tuple[s
 def _check_count(option: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise UsageError(f"--{option.replace('_', '-')}", f"{value} is below 1", "use 1 or more")
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    if not 0 <= sampling.temperature < math.inf:
-        raise UsageError("--temperature", f"{sampling.temperature} is no finite number >= 0", "0 is greedy")
-    if not 0 < sampling.top_p <= 1:
-        raise UsageError("--top-p", f"{sampling.top_p} is not in (0, 1]", "1 keeps every token")
-    if sampling.top_k < 0:
-        raise UsageError("--top-k", f"{sampling.top_k} is below 0", "0 keeps every token")
-    if not math.isfinite(sampling.presence_penalty):
-        raise UsageError("--presence-penalty", f"{sampling.presence_penalty} is not finite", "0 is none")
 
 
 def _check_questions(task: Task) -> None:
