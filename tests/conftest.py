@@ -4,10 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
+
+settings.register_profile("pipo", deadline=None)  # a busy machine is no failure
+settings.load_profile("pipo")
 
 
 @pytest.fixture(scope="session")

@@ -291,3 +291,12 @@ def test_bad_prompts_are_refused(llama):
         decode(llama, [[5] * 1100])
     with pytest.raises(UsageError, match="attention_mask"):
         llama.generate(input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.tensor([[1, 1, 0]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.0])
+def test_decoding_ends_where_the_models_positions_do(llama, threshold):
+    prompt = [5] * 1015  # 508 pairs of 512 positions
+    out = decode(llama, [prompt, prompt[:1000]], confidence_threshold=threshold, max_new_tokens=40)
+    assert len(new_tokens(out, 0)) == (10 if threshold == 0 else 5)
+    assert len(new_tokens(out, 1)) == (26 if threshold == 0 else 13)
+    assert out.finish_reasons == ["length", "length"]

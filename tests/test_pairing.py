@@ -11,7 +11,6 @@ from pipo.errors import UsageError
 from pipo.pairing import (
     Slot,
     accept,
-    check_pads,
     check_threshold,
     pad_mask,
     pad_to_even,
@@ -47,13 +46,6 @@ def test_targets_are_the_next_pair(pairs):
     for i, (first, second) in enumerate(zip(token1_targets(ids)[0], token2_targets(ids)[0], strict=True)):
         assert (first, second) == (2 * i + 2, 2 * i + 3)
     assert token1_targets(ids).shape == token2_targets(ids).shape == (1, pairs - 1)
-
-
-def test_first_of_a_pair_may_not_be_pad():
-    check_pads(torch.tensor([[1, PAD, 2, 3]]), PAD)
-    with pytest.raises(UsageError, match="pair 1 in row 0"):
-        check_pads(torch.tensor([[1, PAD, PAD, 3]]), PAD)
-    check_pads(torch.tensor([[PAD, PAD, 2, 3]]), PAD, torch.tensor([[0, 0, 1, 1]]))
 
 
 def test_masks_and_positions_of_a_left_padded_batch():

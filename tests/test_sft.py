@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, tokenize_chat
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE
+from pipo.training.divergence import labelled
 from pipo.training.recipe import SftRecipe, load_recipe
 from pipo.training.sft import sft
 from pipo.training.teacher import Teacher
@@ -191,6 +193,24 @@ def test_lora_writes_a_merged_folder_with_the_adapter_beside_it(data, tiny_pipo,
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_trained_adapter_is_gone_on_from(data, tiny_pipo, tmp_path):
+    sft(recipe(tiny_pipo, data, tmp_path / "first", lora={"rank": 2}))
+    again = {"adapter": str(tmp_path / "first" / "adapter")}
+    still = {"max_steps": 1, "learning_rate": 0.0, "use_cpu": True}
+    sft(recipe(tiny_pipo, data, tmp_path / "second", lora=again, trainer=still))
+    first, second = (PipoForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(UsageError, match=r"lora\.adapter"):
+        sft(recipe(tiny_pipo, data, tmp_path / "third", lora={"adapter": str(tmp_path)}))
+
+
+def test_the_seed_decides_new_adapters_too(data, tiny_pipo, tmp_path):
+    for name in ("a", "b"):
+        sft(recipe(tiny_pipo, data, tmp_path / name, lora={"rank": 2}))
+    a, b = (PipoForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_the_regular_control_sees_the_same_data_in_the_same_order(data, tiny_llama, tiny_pipo, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -247,14 +267,14 @@ def test_resume_after_a_kill_continues_the_same_curve(data, tiny_pipo, tmp_path)
 @torch.no_grad()
 def test_teacher_states_are_those_of_the_clean_text(tiny_llama, data):
     """At every pair position the teacher's state is the one that predicts that target, PADs not seen."""
-    teacher = Teacher(tiny_llama, 1.0, pad=2)
+    teacher = Teacher.load(tiny_llama, partial(labelled, weight=1.0), 2, torch.device("cpu"))
     rows = PairDataset(ChatDataset([data], tiny.tokenizer(), max_length=200), 2, scheme="shift", max_ratio=0.9, seed=3)
     batch = Collator(2)([rows[i] for i in range(4)])
     states = teacher.states(batch)
     for row in range(4):
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
         clean = [(i, token) for i, token in enumerate(ids) if token != 2]
-        hidden = teacher.model.base_model(input_ids=torch.tensor([[t for _, t in clean]])).last_hidden_state[0]
+        hidden = teacher.backbone(input_ids=torch.tensor([[t for _, t in clean]])).last_hidden_state[0]
         for number, (position, _) in enumerate(clean):
             if position < 2:
                 continue
@@ -278,6 +298,8 @@ def test_recipes_are_checked_strictly(tmp_path):
         "pads.max_ratio=2": "pads.max_ratio",
         "objective=mtpp": "objective",
         "lora.rank=0": "lora.rank",
+        "lora={}": "lora",
+        "lora={adapter: a, rank: 3}": "lora",
     }.items():
         with pytest.raises(UsageError, match=message):
             load_recipe(SftRecipe, str(file), [override])

@@ -140,8 +140,6 @@ class LocalEngine:
         pad = self.model.config.pad_token_id if self.is_pipo else (self.tokenizer.pad_token_id or 0)
         ids, mask = left_pad(prompts, pad, self.model.device)
         options: dict[str, Any] = {"eos_token_id": None} if ignore_eos else {}
-        if self.is_pipo:
-            options |= {"confidence_threshold": threshold, "force_acceptance": force_acceptance}
         out = generate(
             self.model,
             input_ids=ids,
@@ -150,6 +148,8 @@ class LocalEngine:
             pad_token_id=pad,
             generators=None if seeds is None else [self._generator(seed) for seed in seeds],
             on_slot=on_slot,
+            confidence_threshold=threshold,
+            force_acceptance=force_acceptance,
             return_dict_in_generate=True,
             **sampling.options(),
             **options,

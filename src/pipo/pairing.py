@@ -34,6 +34,10 @@ class Slot:
         """The real tokens of this slot: one or two, never PAD."""
         return [self.token1, self.draft] if self.accepted and self.draft is not None else [self.token1]
 
+    def pair(self, pad: int) -> tuple[int, int]:
+        """What the next step reads."""
+        return self.token1, self.draft if self.accepted and self.draft is not None else pad
+
 
 def pad_to_even(tokens: Sequence[int], pad: int) -> list[int]:
     """A prompt that fills whole pairs: one PAD at its end where its length is odd."""
@@ -55,18 +59,6 @@ def pad_mask(ids: Tensor, pad: int) -> Tensor:  # [B, T] -> bool [B, T]
     """PADs: second of a pair."""
     second = torch.arange(ids.shape[1], device=ids.device) % 2 == 1
     return (ids == pad) & second
-
-
-def check_pads(ids: Tensor, pad: int, mask: Tensor | None = None) -> None:  # ids, mask: [B, T]
-    """Refuse a PAD that is the first of a pair (positions where `mask` is 0 do not count)."""
-    first = ids[:, 0::2] == pad
-    if mask is not None:
-        first &= mask[:, 0::2].bool()
-    if first.any():
-        row, pair = first.nonzero()[0].tolist()
-        raise UsageError(
-            "input_ids", f"PAD ({pad}) is the first of pair {pair} in row {row}", "PAD may only be the second of a pair"
-        )
 
 
 def check_even(length: int) -> None:

@@ -13,6 +13,7 @@ from pipo_cli.chat import chat
 from pipo_cli.check import check
 from pipo_cli.convert import convert
 from pipo_cli.data import data
+from pipo_cli.distill import distill
 from pipo_cli.env import env
 from pipo_cli.errors import OneLineErrors
 from pipo_cli.eval import eval_
@@ -56,6 +57,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "data": data,
     "sft": sft,
+    "distill": distill,
     "generate": generate,
     "chat": chat,
     "eval": eval_,

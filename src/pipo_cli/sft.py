@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pipo.training.recipe import RecipeT
 
 RESUME = "Go on from the last checkpoint in the recipe's output folder."
 DRY_RUN = "Check the recipe and its data, print steps and memory, train nothing."
@@ -21,12 +24,9 @@ def sft(
     report_to: Annotated[str | None, typer.Option(metavar="TRACKER", help=REPORT)] = None,
 ) -> None:
     """Fine-tune a PIPO model, or the plain base on the same data, by a recipe."""
-    from pipo.training.recipe import SftRecipe, load_recipe
+    from pipo.training.recipe import SftRecipe
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    tracker = [] if report_to is None else [f"trainer.report_to={report_to}"]
-    recipe = load_recipe(SftRecipe, config, [*(overrides or []), *tracker])
+    recipe = read(SftRecipe, config, overrides, report_to)
     if dry_run:
         from pipo.training.estimate import estimate
 
@@ -37,3 +37,13 @@ def sft(
 
     train(recipe, resume=resume)
     typer.echo(f"wrote {recipe.output}")
+
+
+def read(kind: type[RecipeT], config: str, overrides: list[str] | None, report_to: str | None) -> RecipeT:
+    """A stage's recipe, and its log on the terminal."""
+    from pipo.training.recipe import load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    tracker = [] if report_to is None else [f"trainer.report_to={report_to}"]
+    return load_recipe(kind, config, [*(overrides or []), *tracker])

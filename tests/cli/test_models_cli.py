@@ -1,10 +1,14 @@
 """The verbs around model folders: convert, import, export, inspect, check, bench, sft, env."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 import yaml
+from safetensors.torch import load_file
 
 PUBLISHED = Path(__file__).parents[1] / "data"
 
@@ -44,6 +48,16 @@ def test_import_and_export(pipo, refused, tiny_pipo, tmp_path):
     refused("SRC", "import", tmp_path, tmp_path / "pipo")
     refused("Missing option '--layout'", "export", tiny_pipo, tmp_path / "authors")
     refused("MODEL", "export", tiny_pipo, tmp_path / "authors", "--layout", "authors")  # its compressor has a residual
+
+
+def test_an_import_exported_is_what_was_imported(pipo, tmp_path):
+    given = shutil.copytree(PUBLISHED / "mlp_tied", tmp_path / "given")
+    tiny.tokenizer().save_pretrained(given)
+    assert pipo("import", given, tmp_path / "pipo").exit_code == 0
+    assert pipo("export", tmp_path / "pipo", tmp_path / "authors", "--layout", "authors").exit_code == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (given, tmp_path / "authors"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_check(pipo, refused, tiny_pipo, tiny_llama):

@@ -71,3 +71,15 @@ def test_a_loop_at_the_end_is_found(unit):
 
 def test_an_answer_is_no_loop():
     assert not metrics.repeats("red (1), red (2), red (3)\nThe answer is 3.") and not metrics.repeats("")
+
+
+def test_a_paired_difference_leaves_out_what_the_questions_share():
+    names = [f"{i:03}" for i in range(100)]
+    ours = [line(name, i < 40) for i, name in enumerate(names)]
+    theirs = [line(name, i < 50) for i, name in reversed(list(enumerate(names)))]
+    mean, (low, high) = metrics.paired_difference(ours, theirs)
+    assert mean == pytest.approx(-0.1)
+    half = 1.96 * np.sqrt(0.1 * 0.9 / 100)  # ten questions differ; the hard and the easy ones add nothing
+    assert (low, high) == pytest.approx((-0.1 - half, -0.1 + half), abs=0.01)
+    with pytest.raises(ValueError, match="shorter"):
+        metrics.paired_difference(ours[1:], theirs)

@@ -31,6 +31,7 @@ def test_runs_are_merged_by_threshold(runs, tmp_path):
     text = (tmp_path / "docs" / "sweep.md").read_text()
     assert text.index("| regular |") < text.index("| τ = 0 |") < text.index("| τ = 0.9 |")
     assert "(sweep.png)" in text and f"`regular` is {runs.base}" in text
+    assert text.count("| PIPO - regular |") == 1 and text.count("| τ = 0.9 | +0.0% |") == 1
     assert (tmp_path / "docs" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 

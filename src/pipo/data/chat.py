@@ -36,26 +36,29 @@ class Tokens:
     labels: list[int]
 
 
-def read_chats(path: str | Path) -> Iterator[tuple[int, list[dict[str, Any]] | Problem]]:
-    """Yield (line number, messages or what is wrong with the line). Raises `UsageError` for a missing file."""
+def read_chats(path: str | Path, *, answered: bool = True) -> Iterator[tuple[int, list[dict[str, Any]] | Problem]]:
+    """Yield (line number, messages or what is wrong with the line). Raises `UsageError` for a missing file.
+
+    `answered`: a conversation without an assistant turn is a problem.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    messages = _parse(line)
+                    messages = _parse(line, answered)
                     yield number, Problem(str(path), number, messages) if isinstance(messages, str) else messages
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("data", f"cannot read {path} ({first_line(error)})", "name a chat JSONL file") from error
 
 
-def _parse(line: str) -> list[dict[str, Any]] | str:
+def _parse(line: str, answered: bool) -> list[dict[str, Any]] | str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return f"no JSON ({error.msg})"
     messages: Any = row.get("messages") if isinstance(row, dict) else None
     problem = check_messages(messages)
-    if problem is None and not any(message["role"] == "assistant" for message in messages):
+    if problem is None and answered and not any(message["role"] == "assistant" for message in messages):
         problem = "no assistant turn"
     return messages if problem is None else problem
 
@@ -116,6 +119,45 @@ def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
     end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1
     cut = len(answer) if end < 0 else end + len(tokenizer.eos_token)
     return answer[:cut], answer[cut:]
+
+
+class PromptDataset(Dataset[dict[str, list[int]]]):
+    """Tokenized prompts: each conversation up to its last answer. `problems` names every line that is left out."""
+
+    def __init__(self, files: Sequence[str], tokenizer: Any, *, max_length: int, prefix: str = "") -> None:
+        self.items: list[list[int]] = []
+        self.problems: list[Problem] = []
+        for file in files:
+            for number, chat in read_chats(file, answered=False):
+                item = chat if isinstance(chat, Problem) else self._tokenize(tokenizer, chat, prefix, max_length)
+                if isinstance(item, list):
+                    self.items.append(item)
+                else:
+                    self.problems.append(item if isinstance(item, Problem) else Problem(file, number, item))
+        if not self.items:
+            first = f", first: {self.problems[0]}" if self.problems else ""
+            raise UsageError("data", f"no prompt in {', '.join(files)}{first}", "name a chat JSONL file")
+
+    @staticmethod
+    def _tokenize(tokenizer: Any, chat: list[dict[str, Any]], prefix: str, max_length: int) -> list[int] | str:
+        turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
+        asked = chat[: turns[-1]] if turns else chat
+        if not asked:
+            return "nothing before the answer"
+        text = render(tokenizer, asked, add_generation_prompt=True) + prefix
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids if len(ids) <= max_length else f"{len(ids)} tokens, more than max_length {max_length}"
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each prompt."""
+        return [len(item) for item in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"prompt": self.items[index]}
 
 
 class ChatDataset(Dataset[dict[str, list[int]]]):

@@ -16,7 +16,7 @@ from pipo.decoding.attention import fast_attention
 from pipo.decoding.loop import Coin, Loop, Row, Threshold, make_reader
 from pipo.decoding.sampling import PresencePenalty, Sampler
 from pipo.errors import UsageError
-from pipo.pairing import Slot, check_threshold
+from pipo.pairing import Slot, check_threshold, to_pairs
 
 DEFAULT_THRESHOLD = 0.95
 """The paper's, for models that store none."""
@@ -98,7 +98,8 @@ def generate(
             policy=policy,
             on_slot=_events(streamer, on_slot),
         )
-        rows = _rows(input_ids, generation_config.max_length, generation_config.pad_token_id)
+        steps = [_max_steps(model, prompt) for prompt in prompts]
+        rows = _rows(input_ids, generation_config.max_length, generation_config.pad_token_id, steps)
         with fast_attention(*_attention_configs(model)):
             loop.run(prompts, rows)
         if streamer is not None:
@@ -159,7 +160,6 @@ def _prompts(model: Any, input_ids: Tensor, mask: Tensor | None) -> list[list[in
     """The real ids of every row. Raises `UsageError` for an empty or overlong prompt, or a PAD inside one."""
     keep = torch.ones_like(input_ids) if mask is None else mask
     pad = model.config.pad_token_id if model.config.model_type == "pipo" else None
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     prompts = []
     for ids, real in zip(input_ids.tolist(), keep.bool().tolist(), strict=True):
         start = real.index(True) if True in real else len(real)
@@ -174,19 +174,27 @@ def _prompts(model: Any, input_ids: Tensor, mask: Tensor | None) -> list[list[in
             raise UsageError(
                 "input_ids", f"PAD ({pad}) inside a prompt", "remove it; PAD is put in by the decoder alone"
             )
-        if limit is not None and len(prompt) >= limit * (2 if pad is not None else 1):
-            raise UsageError(
-                "input_ids", f"{len(prompt)} tokens, the model reads {limit} positions", "shorten the prompt"
-            )
         prompts.append(prompt)
     return prompts
 
 
-def _rows(input_ids: Tensor, max_length: int, pad: int | None) -> list[Row]:
+def _rows(input_ids: Tensor, max_length: int, pad: int | None, max_steps: Sequence[int | None]) -> list[Row]:
     capacity = max(max_length, input_ids.shape[1]) + 1
     buffer = input_ids.new_full((len(input_ids), capacity), pad if pad is not None else 0)
     buffer[:, : input_ids.shape[1]] = input_ids
-    return [Row(buffer[i : i + 1], input_ids.shape[1]) for i in range(len(input_ids))]
+    return [Row(buffer[i : i + 1], input_ids.shape[1], steps) for i, steps in enumerate(max_steps)]
+
+
+def _max_steps(model: Any, prompt: Sequence[int]) -> int | None:
+    """Steps until the model's positions are used up; the first is the prefill. Raises `UsageError` if there is none."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return None
+    read = len(to_pairs(prompt, 0)) if model.config.model_type == "pipo" else len(prompt)
+    if read >= limit:
+        problem = f"{len(prompt)} tokens fill {read} positions, the model has {limit}"
+        raise UsageError("input_ids", problem, "shorten the prompt")
+    return limit - read + 1
 
 
 def _attention_configs(model: Any) -> list[Any]:

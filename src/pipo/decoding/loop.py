@@ -56,6 +56,7 @@ class Row:
 
     ids: Tensor  # [1, capacity]
     length: int
+    max_steps: int | None = None  # that the model's positions allow after this prompt
     slots: list[Slot] = field(default_factory=list)
     finish_reason: str | None = None  # "stop" or "length"
 
@@ -142,10 +143,13 @@ class Loop:
             row.finish_reason = "length"
 
     def _close(self, rows: Sequence[Row], live: list[int], slots: list[Slot], ids: Tensor) -> Tensor:
-        for row, slot in zip(live, slots, strict=True):
-            rows[row].slots.append(slot)
+        for index, slot in zip(live, slots, strict=True):
+            row = rows[index]
+            row.slots.append(slot)
+            if row.finish_reason is None and len(row.slots) == row.max_steps:
+                row.finish_reason = "length"
             if self.on_slot is not None:
-                self.on_slot(row, slot)
+                self.on_slot(index, slot)
         return ids
 
 

@@ -51,6 +51,13 @@ def per_question(lines: Sequence[Line]) -> list[tuple[int, int]]:
     return [(sum(line["correct"] for line in group), len(group)) for group in groups]
 
 
+def paired_difference(lines: Sequence[Line], others: Sequence[Line]) -> tuple[float, list[float]]:
+    """avg@k of `lines` minus that of `others` on the same questions, and its interval over questions."""
+    pairs = zip(per_question(lines), per_question(others), strict=True)
+    differences = [correct / total - other / samples for (correct, total), (other, samples) in pairs]
+    return float(np.mean(differences)), bootstrap_ci95(differences)
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """The unbiased estimate, from n samples, that at least one of k is correct (k <= n)."""
     return 1.0 - comb(n - correct, k) / comb(n, k)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipo.errors import UsageError
+from pipo.evals.metrics import Line, paired_difference
 from pipo.evals.plots import Point, plot_sweep
-from pipo.evals.report import NOTES, facts, section
+from pipo.evals.report import NOTES, cell, facts, section, table
 from pipo.provenance import write_text
 
 SHARED = ("tasks", "held_out", "questions", "samples", "budget", "sampling", "seed", "dtype")
@@ -33,10 +34,13 @@ def merge(folders: Sequence[Path], output: Path) -> None:
     picture = output.with_name(f"{output.name}.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     plot_sweep(picture, tasks)
-    sections = [section(task, found) for task, found in tasks.items()]
+    lines = [line for folder, (settings, _) in zip(folders, runs, strict=True) for line in samples(folder, settings)]
+    sections = [part for task, found in tasks.items() for part in (section(task, found), differences(task, lines))]
     origin = _origin([summary for _, summary in runs])
     plot = f"![accuracy against tokens per step, by threshold]({picture.name})"
-    text = "\n\n".join([f"# Thresholds of {origin['provenance']['model']}", facts(origin), *sections, plot, NOTES])
+    text = "\n\n".join(
+        [f"# Thresholds of {origin['provenance']['model']}", facts(origin), *filter(None, sections), plot, NOTES]
+    )
     write_text(output.with_name(f"{output.name}.md"), text + "\n")
 
 
@@ -53,6 +57,24 @@ def points(task: str, summaries: Sequence[dict[str, Any]]) -> list[Point]:
     if len(regular) > 1:
         raise UsageError("DIR", f"two bases: {', '.join(regular)}", "name runs with one base")
     return [*regular.values(), *(swept[threshold] for threshold in sorted(swept))]
+
+
+def samples(folder: Path, settings: dict[str, Any]) -> list[Line]:
+    """A run's samples; those of `pipo` carry its threshold."""
+    with (folder / "samples.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) | {"threshold": settings["threshold"]} for line in file]
+
+
+def differences(task: str, lines: Sequence[Line]) -> str:
+    """A table of PIPO minus regular on the same questions; empty without a regular run."""
+    here = [line for line in lines if line["task"] == task]
+    regular = [line for line in here if line["method"] == "regular"]
+    swept = [line for line in here if line["method"] == "pipo"]
+    rows = []
+    for threshold in sorted({line["threshold"] for line in swept}) if regular else []:
+        mean, interval = paired_difference([line for line in swept if line["threshold"] == threshold], regular)
+        rows.append([f"τ = {threshold:g}", f"{mean:+.1%}", cell(interval, "+.1%")])
+    return table(["PIPO - regular", "avg@k", "95% CI, questions paired"], rows) if rows else ""
 
 
 def _add(found: dict[Any, Point], name: Any, point: Point) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipo.base import load_tokenizer
 from pipo.losses import CHUNK
-from pipo.shipped import resolve
+from pipo.shipped import adapter_of, resolve
 from pipo.training.recipe import Lora, SftRecipe
 from pipo.training.sft import NEW_MODULES, chats, train_arguments
 
@@ -58,7 +60,15 @@ def _skeleton(recipe: SftRecipe) -> Any:
     return model
 
 
+def _adapter(folder: Path) -> Lora:
+    """The shape of a trained adapter."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return Lora(rank=config["r"], targets=config["target_modules"], full=config["modules_to_save"] or [])
+
+
 def _trained(model: Any, lora: Lora) -> int:
+    if lora.adapter is not None:
+        lora = _adapter(adapter_of(lora.adapter))
     full = lora.full if lora.full is not None else (NEW_MODULES if model.config.model_type == "pipo" else [])
     targets = lora.targets if isinstance(lora.targets, list) else None
     count = 0
@@ -67,7 +77,7 @@ def _trained(model: Any, lora: Lora) -> int:
         if name in full:
             count += sum(p.numel() for p in module.parameters())
         elif isinstance(module, nn.Linear) and not inside and (targets is None or name.split(".")[-1] in targets):
-            count += lora.rank * (module.in_features + module.out_features)
+            count += (lora.rank or 0) * (module.in_features + module.out_features)
     return count
 
 

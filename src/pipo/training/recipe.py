@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipo.errors import UsageError
 
@@ -42,7 +42,10 @@ class Pads(Section):
 class Lora(Section):
     """Low-rank adapters on the backbone (peft); `full` modules are trained whole."""
 
-    rank: int = Field(ge=1)
+    adapter: str | None = Field(
+        default=None, description="trained adapter to go on from (a folder, or `demo`), instead of a new one of `rank`"
+    )
+    rank: int | None = Field(default=None, ge=1)
     alpha: float | None = Field(default=None, description="scale is alpha / rank; default 2 x rank")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = [
@@ -58,28 +61,38 @@ class Lora(Section):
         default=None, description="modules trained whole; default compressor, MTP and confidence"
     )
 
+    @model_validator(mode="after")
+    def _new_or_old(self) -> Lora:
+        set_here = self.model_fields_set - {"adapter"}
+        if self.adapter is None and self.rank is None:
+            raise ValueError("give the rank of a new adapter, or the folder of a trained one as `adapter`")
+        if self.adapter is not None and set_here:
+            raise ValueError(f"{', '.join(sorted(set_here))}: fixed by the trained adapter, leave out")
+        return self
 
-class Loss(Section):
-    """Weights of the terms. The backbone's cross-entropy has weight 1."""
+
+class Weights(Section):
+    """Weights of the terms. The backbone's has weight 1."""
 
     mtp_weight: float = Field(default=1.0, ge=0)
     confidence_weight: float = Field(default=1.0, ge=0)
+
+
+class Loss(Weights):
+    """What SFT minimises."""
+
     teacher: str | None = Field(default=None, description="uncompressed model for dense distillation on the SFT data")
     teacher_weight: float = Field(
         default=1.0, ge=0, description="weight of KL(teacher || student) beside the hard labels"
     )
 
 
-class SftRecipe(Section):
-    """`pipo sft`."""
+class Recipe(Section):
+    """What both stages of training have."""
 
     model: str
     output: str
-    objective: Literal["pipo", "regular"] = "pipo"
-    data: Data
-    pads: Pads = Pads()
     lora: Lora | None = None
-    loss: Loss = Loss()
     trainer: dict[str, Any] = Field(default={}, description="any field of transformers.TrainingArguments")
 
     @field_validator("trainer")
@@ -92,6 +105,67 @@ class SftRecipe(Section):
             if key not in names:
                 raise ValueError(f"unknown key {key!r}{_nearest(key, names)}")
         return value
+
+
+class SftRecipe(Recipe):
+    """`pipo sft`."""
+
+    objective: Literal["pipo", "regular"] = "pipo"
+    data: Data
+    pads: Pads = Pads()
+    loss: Loss = Loss()
+
+
+class Prompts(Section):
+    """What is answered: every conversation up to its last assistant turn, if it has one."""
+
+    train: list[str] = Field(min_length=1, description="chat JSONL files")
+    max_length: int = Field(default=4096, ge=1, description="longest prompt in tokens; longer ones are skipped")
+    prefix: str = Field(default="", description="start of every answer, put into the prompt, e.g. '<think>\\n'")
+
+
+class Rollout(Section):
+    """How the student answers: its own PIPO decoding."""
+
+    max_new_tokens: int = Field(default=512, ge=1, description="real tokens")
+    threshold: float = Field(default=0.9, ge=0, allow_inf_nan=False, description="confidence threshold")
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_k: int = Field(default=20, ge=0)
+    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class Divergence(Section):
+    """How student and teacher are compared (`pipo.training.divergence`)."""
+
+    kind: Literal["topk", "full", "sampled"] = "topk"
+    k: int = Field(default=32, ge=1, description="of topk")
+    beta: float = Field(default=1.0, ge=0, le=1, description="1: KL(student || teacher), 0: KL(teacher || student)")
+
+    @model_validator(mode="after")
+    def _sampled_is_reverse(self) -> Divergence:
+        if self.kind == "sampled" and self.beta != 1:
+            raise ValueError("beta: `sampled` estimates KL(student || teacher) alone, leave it at 1")
+        return self
+
+
+class DistillRecipe(Recipe):
+    """`pipo distill`."""
+
+    teacher: str | None = Field(
+        default=None, description="uncompressed model; default: the student's backbone with its adapter off"
+    )
+    data: Prompts
+    rollout: Rollout = Rollout()
+    divergence: Divergence = Divergence()
+    loss: Weights = Weights()
+
+    @model_validator(mode="after")
+    def _has_teacher(self) -> DistillRecipe:
+        if self.teacher is None and self.lora is None:
+            raise ValueError("teacher: name one, or train with lora, whose base is then the teacher")
+        return self
 
 
 def load_recipe(kind: type[RecipeT], path: str, overrides: list[str]) -> RecipeT:

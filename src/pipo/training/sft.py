@@ -5,27 +5,29 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset, PairDataset
+from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
 from pipo.errors import UsageError
 from pipo.save import save_model
-from pipo.shipped import resolve
-from pipo.training.recipe import Lora, SftRecipe
+from pipo.shipped import adapter_of, resolve
+from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
 from pipo.training.trainer import PairTrainer, StepTrainer, next_token_counts
 
 log = logging.getLogger("pipo")
+
+DataT = TypeVar("DataT", ChatDataset, PromptDataset)
 
 NEW_MODULES = ["compressor", "mtp", "confidence_head"]
 """Trained whole beside adapters: they are new, or small."""
 
 
-def train_arguments(recipe: SftRecipe) -> TrainingArguments:
+def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
     """The recipe's `trainer` section over our defaults."""
     defaults: dict[str, Any] = {
         "learning_rate": 1e-4,
@@ -34,7 +36,7 @@ def train_arguments(recipe: SftRecipe) -> TrainingArguments:
         "logging_steps": 10,
         "save_steps": 100,
         "save_total_limit": 2,
-        "eval_strategy": "steps" if recipe.data.eval else "no",
+        "eval_strategy": "steps" if getattr(recipe.data, "eval", None) else "no",
         "report_to": "none",
         "seed": 0,
         "disable_tqdm": not sys.stderr.isatty(),
@@ -55,9 +57,15 @@ def train_arguments(recipe: SftRecipe) -> TrainingArguments:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
-    """Adapters on the backbone; the modules in `full` are trained whole."""
-    from peft import LoraConfig, get_peft_model
+    """Adapters on the backbone, new or trained before; the modules in `full` are trained whole."""
+    from peft import LoraConfig, PeftModel, get_peft_model
 
+    if lora.adapter is not None:
+        folder = adapter_of(lora.adapter)
+        if not (folder / "adapter_config.json").is_file():
+            raise UsageError("lora.adapter", f"{folder} holds no adapter", "name the `adapter` folder of a run")
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    assert lora.rank is not None
     alpha: Any = lora.alpha if lora.alpha is not None else 2 * lora.rank  # peft's annotation says int
     config = LoraConfig(
         r=lora.rank,
@@ -81,6 +89,7 @@ def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
     """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
     args = train_arguments(recipe)
     checkpoint = last_checkpoint(recipe.output, resume)
+    set_seed(args.seed)  # of new adapters
     tokenizer = load_tokenizer(resolve(recipe.model))
     trainer = (regular_trainer if recipe.objective == "regular" else pair_trainer)(recipe, args, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -133,12 +142,17 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
 def chats(recipe: SftRecipe, files: list[str], tokenizer: Any) -> ChatDataset:
     """The tokenized data; what is left out is named in the log."""
     data = ChatDataset(files, tokenizer, max_length=recipe.data.max_length, prefix=recipe.data.prefix)
+    return note_problems(data)
+
+
+def note_problems(data: DataT) -> DataT:
+    """Log every line that `data` leaves out."""
     for problem in data.problems:
         log.warning("left out %s", problem)
     return data
 
 
-def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe) -> None:
+def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe) -> None:
     """The trained model, merged, with the adapter beside it."""
     if not trainer.is_world_process_zero():
         return

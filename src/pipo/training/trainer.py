@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from transformers import Trainer, TrainerCallback
 
 from pipo.data.sampler import LengthBlockSampler
 from pipo.pairing import IGNORE, token1_targets, token2_targets
-from pipo.training.recipe import Loss
+from pipo.training.divergence import labelled
+from pipo.training.recipe import Loss, Weights
 from pipo.training.teacher import Teacher
 
 
@@ -92,14 +94,16 @@ class PairTrainer(StepTrainer):
     def __init__(self, *args: Any, loss: Loss, pad: int, **kwargs: Any) -> None:
         super().__init__(*args, count=pair_target_counts, **kwargs)
         self.weights = loss
-        self.teacher = Teacher(loss.teacher, loss.teacher_weight, pad) if loss.teacher else None
+        compare = partial(labelled, weight=loss.teacher_weight)
+        self.teacher = Teacher.load(loss.teacher, compare, pad, self.args.device) if loss.teacher else None
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
         teacher = self.teacher.states(inputs) if self.teacher is not None and model.training else None
-        out = model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher)
-        out.loss = (
-            out.backbone_loss
-            + self.weights.mtp_weight * out.mtp_loss
-            + self.weights.confidence_weight * out.confidence_loss
-        )
-        return out
+        return weighted_loss(model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher), self.weights)
+
+
+def weighted_loss(out: Any, weights: Weights) -> Any:
+    """The model's output with the recipe's sum of its three losses."""
+    weighted = weights.mtp_weight * out.mtp_loss + weights.confidence_weight * out.confidence_loss
+    out.loss = out.backbone_loss + weighted
+    return out

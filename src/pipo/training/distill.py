@@ -1,0 +1,125 @@
+"""On-policy distillation from the uncompressed teacher: `pipo distill` (paper sec. 3.2, appendix C)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+
+from pipo.base import load_tokenizer
+from pipo.data.batch import Collator
+from pipo.data.chat import PromptDataset
+from pipo.errors import UsageError
+from pipo.evals.metrics import repeats
+from pipo.shipped import resolve
+from pipo.training import divergence
+from pipo.training.recipe import DistillRecipe, Divergence, Weights
+from pipo.training.rollout import Answer, roll_out
+from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint, note_problems, save, train_arguments
+from pipo.training.teacher import Teacher
+from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
+
+
+def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
+    """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
+    from pipo import PipoForCausalLM
+
+    args = train_arguments(recipe)
+    checkpoint = last_checkpoint(recipe.output, resume)
+    set_seed(args.seed)  # of new adapters
+    tokenizer = load_tokenizer(resolve(recipe.model))
+    if recipe.teacher is not None:
+        check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.teacher)))
+    prompts = note_problems(PromptDataset(recipe.data.train, tokenizer, **recipe.data.model_dump(exclude={"train"})))
+    model: Any = PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32")
+    if recipe.lora:
+        model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
+    trainer = DistillTrainer(model=model, args=args, recipe=recipe, tokenizer=tokenizer, train_dataset=prompts)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save(trainer, tokenizer, recipe)
+
+
+def check_same_tokens(student: Any, teacher: Any) -> None:
+    """The teacher reads the student's ids: every token and the end of a turn must be the same."""
+    if student.get_vocab() != teacher.get_vocab():
+        raise UsageError(
+            "teacher", "its tokenizer is another than the student's", "choose a teacher of the same family"
+        )
+    if student.eos_token_id != teacher.eos_token_id:
+        problem = f"its EOS is {teacher.eos_token!r}, the student's {student.eos_token!r}"
+        raise UsageError("teacher", problem, "give both the same eos_token")
+
+
+def compare_by(section: Divergence) -> divergence.Compare:
+    """The recipe's comparison."""
+    if section.kind == "topk":
+        return partial(divergence.topk, k=section.k, beta=section.beta)
+    if section.kind == "full":
+        return partial(divergence.full, beta=section.beta)
+    return divergence.sampled
+
+
+class DistillTrainer(StepTrainer):
+    """Answers a step's prompts with the student as it is now, and trains it on where the teacher differs.
+
+    Its batches of prompts become batches of answers before the targets are counted; what follows is `StepTrainer`.
+    """
+
+    def __init__(self, *args: Any, recipe: DistillRecipe, tokenizer: Any, model: Any, **kwargs: Any) -> None:
+        collate = Collator(tokenizer.pad_token_id)
+        super().__init__(
+            *args, model=model, count=pair_target_counts, data_collator=lambda rows: {"prompts": rows}, **kwargs
+        )
+        self.recipe, self.tokenizer, self.collate = recipe, tokenizer, collate
+        self.weights: Weights = recipe.loss
+        compare, pad = compare_by(recipe.divergence), tokenizer.pad_token_id
+        self.teacher = (
+            Teacher.with_adapter_off(model, compare, pad)
+            if recipe.teacher is None
+            else Teacher.load(recipe.teacher, compare, pad, self.args.device)
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The step's answers in micro-batches, and their numbers of targets."""
+        given, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self.answer([row["prompt"] for row in batch["prompts"]], i) for i, batch in enumerate(given)]
+        return batches, super()._get_num_items_in_batch(batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: Any, device: torch.device) -> None:
+        """Nothing to count before the prompts are answered."""
+
+    def answer(self, prompts: list[list[int]], part: int) -> dict[str, Tensor]:
+        """Prompts -> a batch of the student's answers."""
+        model = self.accelerator.unwrap_model(self.model)
+        student = model.get_base_model() if self.recipe.lora else model
+        seed = f"{self.args.seed}/{self.state.global_step}/{self.args.process_index}/{part}"
+        answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed)
+        self.note(answers)
+        layouts = [answer.layout(self.tokenizer.pad_token_id) for answer in answers]
+        batch = self.collate([{"input_ids": layout.ids, "labels": layout.labels} for layout in layouts])
+        return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+
+    def note(self, answers: list[Answer]) -> None:
+        """What is logged of the answers, beside the losses."""
+        drafts = [slot for answer in answers for slot in answer.slots if slot.draft is not None]
+        tokens = sum(len(answer.tokens) for answer in answers)
+        steps = sum(len(answer.slots) for answer in answers)
+        ended = sum(answer.finish_reason == "stop" for answer in answers)
+        loops = sum(repeats(self.tokenizer.decode(answer.tokens)) for answer in answers)
+        shares = {
+            "rollout_tokens": (tokens, len(answers)),
+            "rollout_ended": (ended, len(answers)),
+            "rollout_repetition": (loops, len(answers)),
+            "rollout_tokens_per_step": (tokens, steps),
+            "rollout_acceptance_rate": (sum(slot.accepted for slot in drafts), len(drafts)),
+        }
+        for name, (total, number) in shares.items():
+            pair = torch.tensor([total, number], dtype=torch.float32, device=self.args.device)
+            self._metrics[name] = self._metrics.get(name, 0) + pair
+
+    def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
+        teacher = self.teacher.states(inputs)
+        return weighted_loss(model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher), self.weights)

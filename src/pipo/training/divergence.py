@@ -1,0 +1,79 @@
+"""How far the student's next-token distributions are from the teacher's (paper sec. 3.2, appendix C).
+
+They are compared position by position. Every function here is a `Compare`: its first result is differentiated, its
+second, detached, is the confidence head's target. Logits are float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Compare = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(student logits [C, V], teacher logits [C, V], token [C]) -> (loss [C], confidence target [C])."""
+
+
+def labelled(student: Tensor, teacher: Tensor, token: Tensor, *, weight: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the token + weight * KL(teacher || student); the target is the token's probability."""
+    s = F.log_softmax(student, dim=-1)
+    nll = -_at(s, token)
+    divergence = F.kl_div(s, F.softmax(teacher, dim=-1), reduction="none").sum(-1)
+    return nll + weight * divergence, torch.exp(-nll.detach())
+
+
+def full(student: Tensor, teacher: Tensor, token: Tensor, *, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Generalized JSD over the whole vocabulary; the target is 1 - TV, the expected acceptance."""
+    s, t = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+    overlap = torch.minimum(s.detach(), t).exp().sum(-1)
+    return generalized_jsd(s, t, beta), overlap
+
+
+def topk(student: Tensor, teacher: Tensor, token: Tensor, *, k: int, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Generalized JSD, renormalised on the union of the student's top k, the teacher's top k and the token."""
+    k = min(k, student.shape[-1])
+    ids = torch.cat([student.topk(k).indices, teacher.topk(k).indices, token[:, None]], dim=-1).sort(-1).values
+    twice = F.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
+    s, t = (F.log_softmax(x.gather(-1, ids).masked_fill(twice, -1e9), dim=-1) for x in (student, teacher))
+    return generalized_jsd(s, t, beta), acceptance(student, teacher, token)
+
+
+def sampled(student: Tensor, teacher: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(student || teacher) estimated at one token that was drawn from the student.
+
+    Its value is log p_s - log p_t. Its gradient is the score function's: that value, less the mean of the other
+    positions as a baseline, times the gradient of log p_s. (The gradient of the value itself has mean zero, whatever
+    the teacher says.)
+    """
+    s, t = (_at(F.log_softmax(x, dim=-1), token) for x in (student, teacher))
+    value = (s - t).detach()
+    others = len(value) - 1
+    baseline = (value.sum() - value) / others if others else torch.zeros_like(value)
+    return (value - baseline) * (s - s.detach()) + value, acceptance(student, teacher, token)
+
+
+def generalized_jsd(s: Tensor, t: Tensor, beta: float) -> Tensor:  # log-probabilities [C, n] x 2 -> [C]
+    """beta KL(t || m) + (1 - beta) KL(s || m), m = (1 - beta) s + beta t; KL(s || t) at 1, KL(t || s) at 0."""
+    if beta == 1:
+        return _kl(s, t)
+    if beta == 0:
+        return _kl(t, s)
+    m = torch.logaddexp(s + math.log(1 - beta), t + math.log(beta))
+    return beta * _kl(t, m) + (1 - beta) * _kl(s, m)
+
+
+def acceptance(student: Tensor, teacher: Tensor, token: Tensor) -> Tensor:  # [C, V] x 2, [C] -> [C]
+    """min(1, p_t / p_s) at the token: what speculative sampling would accept it with (paper eq. 7)."""
+    s, t = (_at(F.log_softmax(x.detach(), dim=-1), token) for x in (student, teacher))
+    return (t - s).clamp(max=0).exp()
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:  # log-probabilities [C, n] -> [C]
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def _at(x: Tensor, token: Tensor) -> Tensor:  # [C, V], [C] -> [C]
+    return x.gather(-1, token[:, None]).squeeze(-1)

@@ -1,0 +1,25 @@
+"""`pipo distill`: on-policy distillation by a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipo_cli.sft import REPORT, RESUME, read
+
+
+def distill(
+    config: Annotated[str, typer.Option("--config", metavar="R.yaml", help="The recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="As rollout.threshold=0.8.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
+    report_to: Annotated[str | None, typer.Option(metavar="TRACKER", help=REPORT)] = None,
+) -> None:
+    """Train a PIPO model on its own answers, towards the uncompressed teacher."""
+    from pipo.training.recipe import DistillRecipe
+
+    recipe = read(DistillRecipe, config, overrides, report_to)
+    from pipo.training.distill import distill as train
+
+    train(recipe, resume=resume)
+    typer.echo(f"wrote {recipe.output}")

@@ -1,0 +1,154 @@
+"""On-policy distillation: what is rolled out, who teaches, what is learned."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipo import PipoForCausalLM
+from pipo.data.batch import Collator
+from pipo.errors import UsageError
+from pipo.pairing import IGNORE, Slot
+from pipo.training import recipe as recipes
+from pipo.training.distill import distill
+from pipo.training.recipe import DistillRecipe, Lora
+from pipo.training.rollout import Answer, roll_out
+from pipo.training.sft import NEW_MODULES, add_lora
+from pipo.training.teacher import Teacher
+
+PAD = 2
+TRAINER = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "use_cpu": True}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """With an answer, without, and a line that is no prompt."""
+    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    asked = [[{"role": "user", "content": "what " * (i % 4 + 1)}] for i in range(8)]
+    asked[1].append({"role": "assistant", "content": "never read"})
+    rows = [json.dumps({"messages": messages}) for messages in asked]
+    file.write_text("\n".join([*rows, '{"messages": []}']))
+    return str(file)
+
+
+def recipe(model, prompts, output, **changes):
+    fields = {
+        "model": model,
+        "output": str(output),
+        "data": {"train": [prompts]},
+        "rollout": {"max_new_tokens": 12, "threshold": 0.3},
+        "trainer": TRAINER,
+    }
+    return DistillRecipe.model_validate(fields | changes)
+
+
+def curve(output, step):
+    state = json.loads((Path(output) / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return [entry for entry in state["log_history"] if "backbone_loss" in entry]
+
+
+def test_a_rejected_draft_is_a_label_and_pad_is_what_was_read():
+    slots = [Slot(11, 12, 0.9, True), Slot(13, 14, 0.1, False), Slot(15)]
+    layout = Answer([5, 6, 7], slots, "stop").layout(PAD)
+    assert layout.ids == [5, 6, 7, PAD, 11, 12, 13, PAD, 15, PAD]
+    assert layout.labels == [IGNORE] * 4 + [11, 12, 13, 14, 15, IGNORE]
+
+
+def test_an_answer_depends_on_its_seed_alone(tiny_pipo):
+    model, tokenizer = PipoForCausalLM.from_pretrained(tiny_pipo).train(), tiny.tokenizer()
+    how = recipes.Rollout(max_new_tokens=9, threshold=0.4)
+    together = roll_out(model, tokenizer, [[5, 6, 7], [8, 9]], how, "seed")
+    assert together == roll_out(model, tokenizer, [[5, 6, 7], [8, 9]], how, "seed")
+    assert together != roll_out(model, tokenizer, [[5, 6, 7], [8, 9]], how, "other")
+    (alone,) = roll_out(model, tokenizer, [[5, 6, 7]], how, "seed")
+    assert alone.tokens == together[0].tokens
+    assert model.training
+
+
+@torch.no_grad()
+def test_the_trainer_reads_an_answer_as_the_decoder_did(tiny_pipo):
+    """Teacher-forced on an answer's layout, the argmax is the greedy answer, rejected drafts included."""
+    model = PipoForCausalLM.from_pretrained(tiny_pipo).eval()
+    options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    out = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=12, confidence_threshold=0.5, **options)
+    slots = out.slots[0]
+    layout = Answer([5, 6, 7], slots, "length").layout(PAD)
+    forward = model(torch.tensor([layout.ids]), return_logits=True)
+    drafted = [i for i, slot in enumerate(slots) if slot.draft is not None]
+    assert drafted
+    for logits, place, where in ((forward.logits, 0, range(len(slots))), (forward.mtp_logits, 1, drafted)):
+        logits[..., PAD] = float("-inf")
+        for i in where:
+            assert int(logits[0, 1 + i].argmax()) == layout.labels[4 + 2 * i + place]
+
+
+@torch.no_grad()
+def test_with_the_adapter_off_the_student_is_its_teacher(tiny_pipo, tiny_llama):
+    student = add_lora(PipoForCausalLM.from_pretrained(tiny_pipo, dtype="float32"), Lora(rank=2), NEW_MODULES)
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            parameter.fill_(0.1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="float32")
+    rows = [[5, 6, 7, PAD, 8, PAD, 9, 10], [5, 6, 11, 12]]
+    batch = Collator(PAD)([{"input_ids": row, "labels": row} for row in rows])
+    found = Teacher.with_adapter_off(student, None, PAD).states(batch)
+    expected = base.model(torch.tensor([[5, 6, 7, 8, 9, 10]])).last_hidden_state[0]
+    torch.testing.assert_close(found.hidden[0], expected[[0, 1, 2, 2, 3, 3, 4, 5]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.head, base.lm_head.weight)
+
+
+@pytest.mark.parametrize("divergence", [{"kind": "topk", "k": 8}, {"kind": "full", "beta": 0.5}, {"kind": "sampled"}])
+def test_every_divergence_trains(prompts, tiny_pipo, tiny_llama, tmp_path, divergence):
+    distill(recipe(tiny_pipo, prompts, tmp_path, teacher=tiny_llama, divergence=divergence))
+    log = curve(tmp_path, 4)
+    assert len(log) == 4
+    for entry in log:
+        assert 1 <= entry["rollout_tokens"] <= 12 and 1 <= entry["rollout_tokens_per_step"] <= 2
+        assert 0 <= entry["rollout_ended"] <= 1 and 0 <= entry["confidence_target_mean"] <= 1
+    assert PipoForCausalLM.from_pretrained(tmp_path).config.model_type == "pipo"
+
+
+def test_the_student_comes_nearer_to_the_teacher(prompts, tiny_pipo, tiny_llama, tmp_path):
+    trainer = TRAINER | {"max_steps": 60, "learning_rate": 1e-2}
+    distill(recipe(tiny_pipo, prompts, tmp_path, teacher=tiny_llama, divergence={"kind": "full"}, trainer=trainer))
+    log = curve(tmp_path, 60)
+    for name in ("backbone_loss", "mtp_loss"):
+        assert sum(entry[name] for entry in log[-5:]) < 0.7 * sum(entry[name] for entry in log[:5])
+
+
+def test_resumed_is_unbroken(prompts, tiny_pipo, tmp_path):
+    same = {"lora": {"rank": 2}, "trainer": TRAINER | {"save_steps": 2}}
+    for name in ("whole", "broken"):
+        distill(recipe(tiny_pipo, prompts, tmp_path / name, **same))
+    shutil.rmtree(tmp_path / "broken" / "checkpoint-4")
+    distill(recipe(tiny_pipo, prompts, tmp_path / "broken", **same), resume=True)
+    whole, broken = ([entry["loss"] for entry in curve(tmp_path / name, 4)] for name in ("whole", "broken"))
+    assert len(whole) == 4 and whole == pytest.approx(broken, rel=1e-4)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(prompts, tiny_pipo, tiny_llama, tmp_path):
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(other)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(UsageError, match="tokenizer"):
+        distill(recipe(tiny_pipo, prompts, tmp_path / "out", teacher=str(other)))
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(UsageError, match="EOS"):
+        distill(recipe(tiny_pipo, prompts, tmp_path / "out", teacher=str(other)))
+
+
+def test_bad_recipes_are_refused(prompts, tiny_pipo, tmp_path):
+    with pytest.raises(ValueError, match="teacher"):
+        recipe(tiny_pipo, prompts, tmp_path)
+    with pytest.raises(ValueError, match="beta"):
+        recipe(tiny_pipo, prompts, tmp_path, teacher="t", divergence={"kind": "sampled", "beta": 0.5})
+    with pytest.raises(ValueError, match="threshold"):
+        recipe(tiny_pipo, prompts, tmp_path, teacher="t", rollout={"threshold": -1})
