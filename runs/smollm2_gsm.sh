@@ -12,7 +12,7 @@ mkdir -p "$OUT"
 train() {
   ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"
   [ -f "$OUT/train_regular.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 2400 --seed 1 --output "$OUT/train_regular.jsonl"
-  [ -f "$OUT/train_pipo.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 9000 --seed 1 --output "$OUT/train_pipo.jsonl"
+  [ -f "$OUT/train_pipo.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 60000 --seed 2 --output "$OUT/train_pipo.jsonl"
 
   # (a) the uncompressed fine-tune: baseline and teacher
   [ -f "$OUT/regular/config.json" ] || $pipo sft --config runs/smollm2_regular.yaml --resume

@@ -19,6 +19,9 @@ SHIPPED = ("demo-base", "demo")
 ASSETS = Path(__file__).parent / "assets"
 STOCK_ID = "HuggingFaceTB/SmolLM2-135M-Instruct (dequantised Q4_1)"
 
+SCALE = ".scale"
+"""Suffix of the tensors that hold the rows' scales of a packed matrix."""
+
 PAD_TOKEN = "<empty_output>"
 """SmolLM2's reserved token that no template uses."""
 
@@ -115,11 +118,31 @@ def _build_demo(folder: Path) -> None:
 def _merged(model: Any, name: str) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(ASSETS / name)).merge_and_unload()
+    return PeftModel.from_pretrained(model, str(adapter_of(name))).merge_and_unload()
+
+
+def adapter_of(source: str) -> Path:
+    """The folder of a trained adapter: of `demo` or `demo-base`, unpacked, else `source` itself."""
+    if source not in SHIPPED or Path(source).exists():
+        return Path(source)
+    return build(f"{source}-adapter-{_fingerprint(source)}", lambda folder: _unpack(source, folder))
+
+
+def _unpack(name: str, folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(ASSETS / name / "adapter_model.safetensors")
+    scales = {key.removesuffix(SCALE): stored.pop(key) for key in list(stored) if key.endswith(SCALE)}
+    tensors = {key: t.float() * scales[key] if key in scales else t for key, t in stored.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    shutil.copy(ASSETS / name / "adapter_config.json", folder)
 
 
 def pack(adapter: Path, name: str, threshold: float | None = None) -> None:
-    """Put a trained adapter among the assets, in bfloat16; `threshold` is what `demo` stores."""
+    """Put a trained adapter among the assets; `threshold` is what `demo` stores.
+
+    Vectors are kept in bfloat16, matrices in int8 with a float32 scale a row.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -127,8 +150,15 @@ def pack(adapter: Path, name: str, threshold: float | None = None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    save_file({key: t.to(torch.bfloat16) for key, t in tensors.items()}, target / "adapter_model.safetensors")
+    packed: dict[str, torch.Tensor] = {}
+    for key, tensor in load_file(adapter / "adapter_model.safetensors").items():
+        if tensor.ndim < 2:
+            packed[key] = tensor.to(torch.bfloat16)
+            continue
+        scale = (tensor.float().abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        packed[key] = (tensor / scale).round().to(torch.int8)
+        packed[key + SCALE] = scale
+    save_file(packed, target / "adapter_model.safetensors")
     if threshold is not None:
         (target / "facts.json").write_text(json.dumps({"confidence_threshold": threshold}) + "\n")
 
