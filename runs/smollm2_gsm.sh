@@ -21,7 +21,7 @@ train() {
   # (b) PIPO-SFT from it
   [ -d "$OUT/pipo_start" ] || $pipo convert demo-base "$OUT/pipo_start"
   [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume
-  $python -m pipo.shipped "$OUT/pipo/adapter" demo 0.9
+  $python -m pipo.shipped "$OUT/pipo/adapter" demo 0.7
 }
 
 # Accuracy, in batches, then speed, one at a time and on an idle machine.

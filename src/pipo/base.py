@@ -12,13 +12,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from pipo.errors import UsageError, first_line
 
 
-def load_base(source: str, *, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+def load_base(
+    source: str, *, dtype: str | torch.dtype = "auto", attn_implementation: str | None = None
+) -> PreTrainedModel:
     """A Hugging Face causal LM. A GGUF file is dequantized. Raises `UsageError`."""
     path, kwargs = _resolve(source)
     if kwargs:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attn_implementation, **kwargs
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
             "model", f"cannot load {source} ({first_line(error)})", "name a folder, hub id or GGUF file"

@@ -83,10 +83,11 @@ def _fingerprint(name: str) -> str:
     """Eight digits that change with the assets that `name` is built from."""
     digest = hashlib.sha256()
     for part in SHIPPED[: SHIPPED.index(name) + 1]:
-        file = ASSETS / part / "adapter_model.safetensors"
-        if not file.is_file():
+        folder = ASSETS / part
+        if not (folder / "adapter_model.safetensors").is_file():
             raise UsageError("model", f"this installation has no {part}", "install a release of pipo-lm")
-        digest.update(file.read_bytes())
+        for file in sorted(folder.iterdir()):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
 
 

@@ -81,5 +81,5 @@ def test_a_paired_difference_leaves_out_what_the_questions_share():
     assert mean == pytest.approx(-0.1)
     half = 1.96 * np.sqrt(0.1 * 0.9 / 100)  # ten questions differ; the hard and the easy ones add nothing
     assert (low, high) == pytest.approx((-0.1 - half, -0.1 + half), abs=0.01)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         metrics.paired_difference(ours[1:], theirs)

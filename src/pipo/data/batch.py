@@ -13,13 +13,17 @@ from pipo.pairing import IGNORE
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads a batch at its end to an even length: `pad` in the ids, IGNORE in the labels, 0 in the mask."""
+    """Pads a batch at its end: `pad` in the ids, IGNORE in the labels, 0 in the mask.
+
+    Lengths are multiples of `multiple`, an even number: few different ones spare compilers and kernel caches work.
+    """
 
     pad: int
+    multiple: int = 2
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
-        longest += longest % 2
+        longest += -longest % self.multiple
 
         def stack(key: str, fill: int) -> Tensor:
             return torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in rows])

@@ -18,15 +18,13 @@ from pipo.shipped import resolve
 from pipo.training import divergence
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
 from pipo.training.rollout import Answer, roll_out
-from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint, note_problems, save, train_arguments
+from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint, load_student, note_problems, save, train_arguments
 from pipo.training.teacher import Teacher
 from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
 
 
 def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
-    from pipo import PipoForCausalLM
-
     args = train_arguments(recipe)
     checkpoint = last_checkpoint(recipe.output, resume)
     set_seed(args.seed)  # of new adapters
@@ -34,7 +32,7 @@ def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     if recipe.teacher is not None:
         check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.teacher)))
     prompts = note_problems(PromptDataset(recipe.data.train, tokenizer, **recipe.data.model_dump(exclude={"train"})))
-    model: Any = PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32")
+    model: Any = load_student(recipe)
     if recipe.lora:
         model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
     trainer = DistillTrainer(model=model, args=args, recipe=recipe, tokenizer=tokenizer, train_dataset=prompts)
@@ -69,7 +67,7 @@ class DistillTrainer(StepTrainer):
     """
 
     def __init__(self, *args: Any, recipe: DistillRecipe, tokenizer: Any, model: Any, **kwargs: Any) -> None:
-        collate = Collator(tokenizer.pad_token_id)
+        collate = Collator(tokenizer.pad_token_id, recipe.pad_to_multiple_of)
         super().__init__(
             *args, model=model, count=pair_target_counts, data_collator=lambda rows: {"prompts": rows}, **kwargs
         )

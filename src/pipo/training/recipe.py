@@ -92,6 +92,12 @@ class Recipe(Section):
 
     model: str
     output: str
+    attention: str = Field(
+        default="sdpa", description="transformers' attn_implementation: sdpa, eager, flash_attention_2, ..."
+    )
+    pad_to_multiple_of: int = Field(
+        default=2, ge=2, multiple_of=2, description="batches are padded to such a length: fewer shapes, faster kernels"
+    )
     lora: Lora | None = None
     trainer: dict[str, Any] = Field(default={}, description="any field of transformers.TrainingArguments")
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -40,6 +41,7 @@ def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
         "report_to": "none",
         "seed": 0,
         "disable_tqdm": not sys.stderr.isatty(),
+        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
     }
     try:
         return TrainingArguments(
@@ -100,7 +102,9 @@ def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) 
     """The uncompressed control: same data, order and masking."""
     from pipo.training.regular import use_chunked_loss
 
-    model: Any = use_chunked_loss(load_base(resolve(recipe.model), dtype="float32"))
+    model: Any = use_chunked_loss(
+        load_base(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
+    )
     if recipe.lora:
         model = add_lora(model, recipe.lora, recipe.lora.full or [])
     return StepTrainer(
@@ -108,16 +112,21 @@ def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) 
         args=args,
         train_dataset=chats(recipe, recipe.data.train, tokenizer),
         eval_dataset=chats(recipe, recipe.data.eval, tokenizer) if recipe.data.eval else None,
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=Collator(tokenizer.pad_token_id, recipe.pad_to_multiple_of),
         count=next_token_counts,
     )
 
 
-def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
-    """PIPO-SFT (paper sec. 3.2)."""
+def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
+    """The PIPO model that a recipe starts from, in float32."""
     from pipo import PipoForCausalLM
 
-    model: Any = PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32")
+    return PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
+
+
+def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
+    """PIPO-SFT (paper sec. 3.2)."""
+    model: Any = load_student(recipe)
     pad = model.config.pad_token_id
     if recipe.lora:
         model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
@@ -133,7 +142,7 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
         args=args,
         train_dataset=pairs(recipe.data.train),
         eval_dataset=pairs(recipe.data.eval) if recipe.data.eval else None,
-        data_collator=Collator(pad),
+        data_collator=Collator(pad, recipe.pad_to_multiple_of),
         loss=recipe.loss,
         pad=pad,
     )
