@@ -93,3 +93,13 @@ def pipo(family: str, **changes: Any) -> Any:
         model.confidence_head.fc1.weight.normal_(0, 0.2)
         model.confidence_head.fc2.weight.normal_(0, 1.0)
     return model
+
+
+def drafting(model: Any) -> Any:
+    """An MTP head for `model` that is right now and then."""
+    from pipo.drafted import grown_mtp
+
+    head = grown_mtp(model)
+    with torch.no_grad():
+        head.decoder.norm.weight.mul_(4)
+    return head

@@ -57,6 +57,7 @@ class Row:
     ids: Tensor  # [1, capacity]
     length: int
     max_steps: int | None = None  # that the model's positions allow after this prompt
+    max_length: int | None = None  # that they allow, where steps do not tell
     slots: list[Slot] = field(default_factory=list)
     finish_reason: str | None = None  # "stop" or "length"
 
@@ -139,7 +140,7 @@ class Loop:
         row.append(token)
         if self.stop and bool(self.stop(row.history, None)):
             row.finish_reason = "stop"
-        elif row.length >= self.max_length:
+        elif row.length >= min(self.max_length, row.max_length or self.max_length):
             row.finish_reason = "length"
 
     def _close(self, rows: Sequence[Row], live: list[int], slots: list[Slot], ids: Tensor) -> Tensor:
