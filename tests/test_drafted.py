@@ -126,7 +126,9 @@ def test_a_native_head_is_found_and_one_beside_the_base_goes_before_it(tmp_path)
     base = tiny.base("qwen3_5")
     head = grown_mtp(base)
     base.save_pretrained(tmp_path)
-    assert load_mtp(base, str(tmp_path)) is None and not has_trained_mtp(str(tmp_path), base.config)
+    assert not has_trained_mtp(str(tmp_path), base.config)
+    with pytest.raises(UsageError, match="no trained MTP head; train one with"):
+        load_mtp(base, str(tmp_path))
     save_mtp(head, tmp_path)
     native = {name: tensor + 1 for name, tensor in load_file(tmp_path / MTP_FILE).items()}
     (tmp_path / MTP_FILE).unlink()

@@ -14,10 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipo.errors import UsageError, first_line
-from pipo.families import MTP_FILE, native_name, text_config, trained_mtp
+from pipo.families import MTP_FILE, has_trained_mtp, native_name, text_config, trained_mtp
 from pipo.losses import LossOutput, chunked_head_loss, cross_entropy
 from pipo.mtp import MtpHead, norm_like
 from pipo.pairing import IGNORE
+
+METHODS = ("mtp", "speculative")
+"""How it decodes: every draft kept, or verified so that nothing is lost."""
 
 RECIPE = "train one with `pipo sft` and `objective: mtp` (runs/smollm2_mtp.yaml), or name a base that has one"
 
@@ -97,11 +100,17 @@ class DraftedBase(nn.Module):
         )
 
 
-def load_mtp(base: Any, source: str) -> MtpHead | None:
-    """The trained MTP head of the base at `source` (folder or hub id), None where it has none. Raises `UsageError`."""
+def check_mtp(method: str, name: str, source: str, config: Any) -> None:
+    """Raises `UsageError` where the base that the user calls `name`, at `source`, has no trained MTP head."""
+    if config is None or not has_trained_mtp(source, text_config(config)):
+        raise UsageError(method, f"{name} has no trained MTP head", RECIPE)
+
+
+def load_mtp(base: Any, source: str) -> MtpHead:
+    """The trained MTP head of the base at `source` (folder or hub id). Raises `UsageError` where it has none."""
     tensors = trained_mtp(source, text_config(base.config))
     if tensors is None:
-        return None
+        raise UsageError("mtp", f"{source} has no trained MTP head", RECIPE)
     head = new_mtp(base)
     try:
         head.load_state_dict(tensors)

@@ -56,6 +56,8 @@ def has_trained_mtp(source: str, config: PreTrainedConfig) -> bool:
     """Whether `trained_mtp` finds one; reads at most one tensor."""
     if mtp_file(source) is not None:
         return True
+    if Path(source).is_file():  # GGUF
+        return False
     return HAS_MTP[config.model_type] and next(checkpoint_tensors(source, NATIVE_MTP), None) is not None
 
 

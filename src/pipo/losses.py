@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 CHUNK = 512
 """Target positions whose logits exist at the same time."""
 
+
 @dataclass
 class LossOutput(ModelOutput):
     """A loss and the (sum, number) pairs behind what is logged."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from pipo.decoding.cache import GrowingLayer
+from pipo.decoding.cache import GrowingLayer, make_cache
 from pipo.decoding.reader import PairReader, _Positions, left_pad
 from pipo.drafted import DraftedBase
 from pipo.errors import UsageError
@@ -44,10 +45,7 @@ class VerifyingReader(DraftedReader):
 
     def __init__(self, model: DraftedBase) -> None:
         super().__init__(model)
-        kinds = {type(layer).__name__ for layer in self.cache.layers if not isinstance(layer, GrowingLayer)}
-        if kinds:
-            problem = f"{model.backbone.config.model_type} keeps {', '.join(sorted(kinds))} states, which a rejected draft"
-            raise UsageError("speculative", f"{problem} would have to be taken out of", "use regular or mtp")
+        check_rolls_back(model.backbone.config)
 
     @property
     def hidden(self) -> Tensor:  # [B, n, H]
@@ -75,3 +73,13 @@ class VerifyingReader(DraftedReader):
         states = self._mtp(hidden, torch.cat([known, last[:, None]], dim=1))
         at = torch.where(kept, hidden.shape[1] - 1, 0)
         return states[torch.arange(len(states), device=states.device), at]
+
+
+def check_rolls_back(config: PreTrainedConfig) -> None:
+    """Raises `UsageError` for a backbone with states that a rejected draft cannot be taken out of."""
+    kinds = {type(layer).__name__ for layer in make_cache(config).layers if not isinstance(layer, GrowingLayer)}
+    if kinds:
+        problem = (
+            f"a rejected draft cannot be taken out of the {', '.join(sorted(kinds))} states of {config.model_type}"
+        )
+        raise UsageError("speculative", problem, "use regular or mtp")

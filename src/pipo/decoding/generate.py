@@ -1,6 +1,6 @@
 """`generate`: the loop behind transformers' own interface, for PIPO models and for any causal LM.
 
-A causal LM decodes as `regular`; with an MTP head beside it as `mtp`, or as `speculative` where its drafts are verified.
+A causal LM decodes as `regular`; with an MTP head beside it as `mtp`, or as `speculative` if its drafts are verified.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class _Positions:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), new)], dim=1)
 
     def hide_last(self, rows: Tensor, length: int) -> None:  # bool [B]
-        """The last of `length` positions was not read by these rows: nothing attends to it, the next takes its place."""
+        """For these rows the last of `length` positions does not count: nothing attends to it."""
         if self.mask is None:
             self.mask = torch.ones(len(rows), length, dtype=torch.long, device=rows.device)
         self.mask[:, -1] *= ~rows

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipo.decoding.drafted import VerifyingReader
 from pipo.decoding.loop import Loop, Row
-from pipo.pairing import Verified
+from pipo.pairing import Slot, Verified
 
 
 def verify(
@@ -67,7 +67,7 @@ class SpeculativeLoop(Loop):
             self._take(rows[row], token)
         last, bonus = self._bonus(logits[:, 1], place, kept, rows, live)
         parts = zip(place.tolist(), drafts.tolist(), kept.tolist(), bonus, strict=True)
-        slots = [Verified(token, draft, accepted=keep, bonus=after) for token, draft, keep, after in parts]
+        slots: list[Slot] = [Verified(token, draft, accepted=keep, bonus=after) for token, draft, keep, after in parts]
         self._close(rows, live, slots, last)
         return last, kept
 
@@ -75,7 +75,8 @@ class SpeculativeLoop(Loop):
         self, logits: Tensor, place: Tensor, kept: Tensor, rows: Sequence[Row], live: list[int]
     ) -> tuple[Tensor, list[int | None]]:  # -> [B], a token or None for each row
         """The token after every accepted draft that did not end its answer."""
-        last, bonus = place.clone(), [None] * len(live)
+        last = place.clone()
+        bonus: list[int | None] = [None] * len(live)
         index = [i for i, keep in enumerate(kept.tolist()) if keep and rows[live[i]].finish_reason is None]
         if not index:
             return last, bonus

@@ -46,7 +46,10 @@ def estimate(recipe: SftRecipe) -> dict[str, Any]:
         "trained_parameters": trained,
         "weights_gb": 4 * total / GB,
         "gradients_and_adam_gb": 12 * trained / GB,
-        "activations_gb": 4 * positions * _floats_per_position(model.config.get_text_config(), 1 if head else None) / GB,
+        "activations_gb": 4
+        * positions
+        * _floats_per_position(model.config.get_text_config(), 1 if head else None)
+        / GB,
         "logits_gb": 3 * 4 * CHUNK * model.config.get_text_config().vocab_size / GB,
     }
 
@@ -92,4 +95,6 @@ def _trained(model: Any, lora: Lora) -> int:
 def _floats_per_position(config: Any, layers: int | None = None) -> float:
     """Of the model's layers, or of the `layers` that gradients go through."""
     hidden, inner = ACTIVATION_FLOATS
-    return float((layers or config.num_hidden_layers) * (hidden * config.hidden_size + inner * config.intermediate_size))
+    return float(
+        (layers or config.num_hidden_layers) * (hidden * config.hidden_size + inner * config.intermediate_size)
+    )

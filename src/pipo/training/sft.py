@@ -18,6 +18,7 @@ from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
 from pipo.drafted import DraftedBase, grown_mtp, load_mtp, save_mtp
 from pipo.errors import UsageError
+from pipo.families import has_trained_mtp, text_config
 from pipo.save import save_model
 from pipo.shipped import adapter_of, resolve
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
@@ -115,7 +116,8 @@ def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) 
 def mtp_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """The MTP head of an uncompressed base that stays as it is: its trained one, or a new one grown from it."""
     base = plain_base(recipe).eval().requires_grad_(False).to(args.device)
-    head = load_mtp(base, resolve(recipe.model)) or grown_mtp(base)
+    source = resolve(recipe.model)
+    head = load_mtp(base, source) if has_trained_mtp(source, text_config(base.config)) else grown_mtp(base)
     return token_trainer(DraftedBase(base, head), recipe, args, tokenizer, draft_counts)
 
 
