@@ -254,5 +254,5 @@ def _output(loop: Loop, rows: Sequence[Row], width: int) -> PipoGenerateOutput:
         finish_reasons=[row.finish_reason or "stop" for row in rows],
         first_slot_at=loop.first_slot_at,
         finished_at=loop.finished_at,
-        kv_bytes=loop.reader.kv_bytes(),
+        kv_bytes=loop.kv_bytes,
     )

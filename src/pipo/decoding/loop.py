@@ -85,6 +85,7 @@ class Loop:
     max_length: int
     policy: Threshold | Coin | None = None  # None: no drafts
     on_slot: OnSlot | None = None
+    kv_bytes: int = 0  # of every row when it ended
     first_slot_at: float = 0.0
     finished_at: float = 0.0
 
@@ -99,6 +100,8 @@ class Loop:
             last = self._emit(hidden, rows, live)
             self.first_slot_at = self.first_slot_at or time.perf_counter()
             keep = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
+            if len(keep) < len(live):
+                self.kv_bytes += self.reader.kv_bytes() * (len(live) - len(keep)) // len(live)
             if not keep:
                 break
             if len(keep) < len(live):

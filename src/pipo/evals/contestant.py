@@ -69,6 +69,8 @@ def contestants(options: EvalOptions) -> list[Contestant]:
         raise UsageError("--methods", f"{options.model} is no PIPO model", "use regular, mtp or speculative")
     if not is_pipo and options.base is not None:
         raise UsageError("--base", f"{options.model} is uncompressed itself", "leave --base out")
+    if not is_pipo and options.threshold is not None:
+        raise UsageError("--threshold", f"{options.model} is no PIPO model", "leave it out")
     common: dict[str, Any] = {"dtype": options.dtype, "device": options.load_device(), "engines": {}}
     found = []
     if set(methods) != {"pipo"}:
