@@ -166,7 +166,8 @@ def _add_stop_strings(kwargs: dict[str, Any]) -> None:
 def _policy(model: Any, threshold: float | None, force: float | None, verified: bool) -> Threshold | Coin | None:
     is_pipo = model.config.model_type == "pipo"
     if not is_pipo and (threshold is not None or (force is not None and not verified)):
-        raise UsageError("confidence_threshold", "the model is no PIPO model", "leave it out")
+        field = "force_acceptance" if threshold is None else "confidence_threshold"
+        raise UsageError(field, "the model is no PIPO model", "leave it out")
     if force is not None:
         if not 0 <= force <= 1:
             raise UsageError("force_acceptance", f"{force!r} is no share", "use a number from 0 to 1")

@@ -1,8 +1,7 @@
 """Several runs of one model at different thresholds, merged into one table and plot.
 
 `python -m pipo.evals.sweep DIR... --output NAME` writes NAME.md and NAME.png. The runs must agree in model, questions,
-samples, budget, sampling and seed; the uncompressed
-methods may be in one of them.
+samples, budget, sampling and seed; each uncompressed method may be in one of them.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ def samples(folder: Path, settings: dict[str, Any]) -> list[Line]:
     """A run's samples; those of `pipo` carry its threshold."""
     path = folder / "samples.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = path.read_bytes().splitlines()
+    except OSError:
         raise UsageError(
             "DIR", f"{folder} holds no finished run ({path.name})", "run pipo eval with it first"
         ) from None

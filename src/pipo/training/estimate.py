@@ -35,6 +35,7 @@ def estimate(recipe: SftRecipe) -> dict[str, Any]:
     trained = _trained(model, recipe.lora) if recipe.lora else head or total
     longest = max(data.lengths)
     positions = args.per_device_train_batch_size * (longest / 2 if recipe.objective == "pipo" else longest)
+    floats = _floats_per_position(model.config.get_text_config(), 1 if head else None)
     return {
         "examples": len(data),
         "left_out": len(data.problems),
@@ -46,10 +47,7 @@ def estimate(recipe: SftRecipe) -> dict[str, Any]:
         "trained_parameters": trained,
         "weights_gb": 4 * total / GB,
         "gradients_and_adam_gb": 12 * trained / GB,
-        "activations_gb": 4
-        * positions
-        * _floats_per_position(model.config.get_text_config(), 1 if head else None)
-        / GB,
+        "activations_gb": 4 * positions * floats / GB,
         "logits_gb": 3 * 4 * CHUNK * model.config.get_text_config().vocab_size / GB,
     }
 
