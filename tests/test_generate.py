@@ -261,6 +261,15 @@ def test_regular_decoding_is_transformers_greedy(model):
     assert torch.equal(generate(base, input_ids=ids, **options), base.generate(input_ids=ids, **options))
 
 
+def test_cache_bytes_are_those_of_every_row_at_its_end(llama):
+    """Equal prompts whose rows end at different steps: a batch has the bytes of its rows one by one."""
+    rows = [prompts()[5], prompts()[5][::-1], [*prompts()[5][1:], 9]]
+    batch = decode(llama, rows, confidence_threshold=0.5)
+    assert len(set(batch.steps.tolist())) > 1
+    alone = sum(decode(llama, [row], confidence_threshold=0.5).kv_bytes for row in rows)
+    assert batch.kv_bytes == alone
+
+
 def test_forced_acceptance_is_a_seeded_share(llama):
     out = decode(llama, prompts(), force_acceptance=1.0)
     assert (out.accepted == out.drafted).all() and (out.steps == 8).all()

@@ -93,3 +93,15 @@ def pipo(family: str, **changes: Any) -> Any:
         model.confidence_head.fc1.weight.normal_(0, 0.2)
         model.confidence_head.fc2.weight.normal_(0, 1.0)
     return model
+
+
+def drafted(family: str) -> Any:
+    """A base whose layers say little beside the embeddings, so that its grown MTP head is right about half the time."""
+    from pipo.drafted import DraftedBase, grown_mtp
+
+    model = base(family, tie_word_embeddings=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".layers." in name and parameter.dim() > 1:
+                parameter.mul_(0.2)
+    return DraftedBase(model, grown_mtp(model))

@@ -6,14 +6,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from pipo import drafted
 from pipo.data.chat import render
 from pipo.decoding.generate import PipoGenerateOutput, generate
 from pipo.decoding.reader import left_pad
+from pipo.drafted import load_mtp
 from pipo.errors import UsageError
+from pipo.mtp import MtpHead
 from pipo.pairing import Slot
 from pipo.shipped import resolve
 
@@ -87,10 +91,10 @@ class Completion:
 
 
 class LocalEngine:
-    """A model with its tokenizer."""
+    """A model with its tokenizer. `source`: where an uncompressed one's MTP head is looked for."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(self, model: Any, tokenizer: Any, source: str = "") -> None:
+        self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
         self.is_pipo = model.config.model_type == "pipo"
 
     @classmethod
@@ -107,7 +111,12 @@ class LocalEngine:
             raise UsageError(
                 "tokenizer", f"{len(tokenizer)} tokens, the model has {rows}", "use the model's own tokenizer"
             )
-        return cls(model.to(device), tokenizer)
+        return cls(model.to(device), tokenizer, path)
+
+    @cached_property
+    def mtp(self) -> MtpHead:
+        """The MTP head of an uncompressed model. Raises `UsageError` where it has none."""
+        return load_mtp(self.model, self.source)
 
     def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
         """A question or chat messages -> the ids of the templated prompt."""
@@ -124,6 +133,7 @@ class LocalEngine:
         *,
         sampling: Sampling,
         max_new_tokens: int,
+        method: str | None = None,
         threshold: float | None = None,
         force_acceptance: float | None = None,
         seeds: Sequence[int] | None = None,
@@ -134,12 +144,14 @@ class LocalEngine:
         """Decode a batch. With `seeds`, one a prompt, an answer does not depend on the rest of its batch.
 
         `arrived` (`time.perf_counter()`) is when the request came in, before tokenization. Times are given for a
-        batch of one.
+        batch of one. `method`: mtp or speculative, where an uncompressed model is to decode with its MTP head.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         pad = self.model.config.pad_token_id if self.is_pipo else (self.tokenizer.pad_token_id or 0)
         ids, mask = left_pad(prompts, pad, self.model.device)
         options: dict[str, Any] = {"eos_token_id": None} if ignore_eos else {}
+        if method in drafted.METHODS:
+            options |= {"mtp": self.mtp, "verified": method == "speculative"}
         out = generate(
             self.model,
             input_ids=ids,

@@ -16,7 +16,7 @@ from pipo.confidence import ConfidenceHead
 from pipo.config import PipoConfig
 from pipo.errors import UsageError
 from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
-from pipo.mtp import MtpHead
+from pipo.mtp import MtpHead, norm_like
 from pipo.pairing import IGNORE, check_even, pair_mask, pair_positions, token1_targets, token2_targets
 
 
@@ -55,13 +55,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         if config.backbone_config is None:
             raise UsageError("backbone_config", "is missing", "convert a model with PipoForCausalLM.from_base")
         self.backbone = AutoModel.from_config(config.backbone_config)
-        size = config.hidden_size
-
-        def norm(width: int) -> nn.Module:
-            eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
-            module: nn.Module = type(self.backbone.norm)(width, eps=eps)
-            return module
-
+        size, norm = config.hidden_size, norm_like(self.backbone)
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.compressor = Compressor(size, config.compressor, config.compressor_residual)
         self.mtp = MtpHead(self.backbone, norm)

@@ -17,8 +17,12 @@ HELP = (
     "Tasks:\n\n" + "\n\n".join(TASKS)
 )
 
-METHODS = "regular, pipo. Default: both, or regular where MODEL is uncompressed."
-BASE = "The model of `regular`. Default: what MODEL was trained from; demo-base for demo."
+METHODS = (
+    "regular, mtp (the base with its MTP head, every draft kept), speculative (its drafts verified: lossless), pipo. "
+    "Default: regular,pipo, or regular where MODEL is uncompressed."
+)
+BASE = "The model of all but `pipo`. Default: what MODEL was trained from; demo-base for demo."
+PASS_K = "The k of pass@k, at most --samples, which is the default."
 LIMIT = "Questions of each task. Default: 200 of generated tasks, all of files."
 THRESHOLD = "Keep drafts of at least this confidence. Default: the model's own."
 
@@ -30,6 +34,7 @@ def eval_(
     methods: Annotated[str | None, typer.Option(metavar="M[,M]", help=METHODS)] = None,
     base: Annotated[str | None, typer.Option(help=BASE)] = None,
     samples: Annotated[int, typer.Option(help="Answers to each question.")] = 4,
+    pass_k: Annotated[int | None, typer.Option(metavar="K", help=PASS_K)] = None,
     budget: Annotated[str, typer.Option(help="tokens:N, or slots:N for N steps.")] = "tokens:512",
     limit: Annotated[int | None, typer.Option(help=LIMIT)] = None,
     seed: Annotated[int, typer.Option(help="Chooses generated questions and the sampling noise.")] = 0,
@@ -58,6 +63,7 @@ def eval_(
         methods=None if methods is None else _names(methods),
         base=base,
         samples=samples,
+        pass_k=pass_k,
         budget=Budget.parse(budget),
         limit=limit,
         seed=seed,

@@ -23,7 +23,7 @@ def sft(
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
     report_to: Annotated[str | None, typer.Option(metavar="TRACKER", help=REPORT)] = None,
 ) -> None:
-    """Fine-tune a PIPO model, or the plain base on the same data, by a recipe."""
+    """Fine-tune a PIPO model, the plain base on the same data, or an MTP head for that base, by a recipe."""
     from pipo.training.recipe import SftRecipe
 
     recipe = read(SftRecipe, config, overrides, report_to)

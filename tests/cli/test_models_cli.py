@@ -91,6 +91,14 @@ def test_bench(pipo, refused, tiny_pipo, tmp_path):
     refused("Invalid value for --force-acceptance", "bench", tiny_pipo, "--threshold", 1, "--force-acceptance", 1)
 
 
+def test_bench_with_all_methods(pipo, refused, tiny_pipo, tiny_drafted, tiny_llama):
+    few = ("--prompt-lengths", "8", "--new-tokens", 6, "--trials", 1, "--methods", "regular,mtp,speculative,pipo")
+    measured = json.loads(pipo("bench", tiny_pipo, "--base", tiny_drafted, *few, "--json").stdout)
+    assert [row["method"] for row in measured["rows"]] == ["regular", "mtp", "speculative", "pipo"]
+    assert "speculative" in pipo("bench", tiny_pipo, "--base", tiny_drafted, *few).stdout
+    assert "objective: mtp" in refused("mtp", "bench", tiny_pipo, "--base", tiny_llama, *few)
+
+
 @pytest.fixture
 def recipe(tiny_pipo, tmp_path):
     chat = {"messages": [{"role": "user", "content": "what"}, {"role": "assistant", "content": "The answer"}]}

@@ -21,6 +21,11 @@ def regular_step_bytes(model: Any, kv_bytes: float) -> float:
     return _bytes(backbone) - _bytes(backbone.get_input_embeddings()) + head_bytes(model) + kv_bytes
 
 
+def drafted_step_bytes(model: Any, mtp: Any, kv_bytes: float) -> float:
+    """The same for a step of two tokens of `mtp` or `speculative`: the LM head is read again for the draft."""
+    return regular_step_bytes(model, kv_bytes) + _bytes(mtp) + head_bytes(model)
+
+
 def pair_step_bytes(model: Any, kv_bytes: float, drafts: bool = True) -> float:
     """The same for one step of PIPO: with a draft, the LM head is read twice."""
     backbone = model.backbone

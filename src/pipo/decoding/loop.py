@@ -57,6 +57,7 @@ class Row:
     ids: Tensor  # [1, capacity]
     length: int
     max_steps: int | None = None  # that the model's positions allow after this prompt
+    max_length: int | None = None  # that they allow, where steps do not tell
     slots: list[Slot] = field(default_factory=list)
     finish_reason: str | None = None  # "stop" or "length"
 
@@ -84,6 +85,7 @@ class Loop:
     max_length: int
     policy: Threshold | Coin | None = None  # None: no drafts
     on_slot: OnSlot | None = None
+    kv_bytes: int = 0  # of every row when it ended
     first_slot_at: float = 0.0
     finished_at: float = 0.0
 
@@ -98,6 +100,8 @@ class Loop:
             last = self._emit(hidden, rows, live)
             self.first_slot_at = self.first_slot_at or time.perf_counter()
             keep = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
+            if len(keep) < len(live):
+                self.kv_bytes += self.reader.kv_bytes() * (len(live) - len(keep)) // len(live)
             if not keep:
                 break
             if len(keep) < len(live):
@@ -139,7 +143,7 @@ class Loop:
         row.append(token)
         if self.stop and bool(self.stop(row.history, None)):
             row.finish_reason = "stop"
-        elif row.length >= self.max_length:
+        elif row.length >= min(self.max_length, row.max_length or self.max_length):
             row.finish_reason = "length"
 
     def _close(self, rows: Sequence[Row], live: list[int], slots: list[Slot], ids: Tensor) -> Tensor:

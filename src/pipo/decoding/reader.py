@@ -32,9 +32,19 @@ class _Positions:
             return {}
         return {"attention_mask": self.mask, "position_ids": pair_positions(self.mask)[:, -new:]}
 
-    def extend(self) -> None:
+    def extend(self, new: int = 1) -> None:
         if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), new)], dim=1)
+
+    def hide_last(self, rows: Tensor, length: int) -> None:  # bool [B]
+        """For these rows the last of `length` positions does not count: nothing attends to it."""
+        if self.mask is None:
+            self.mask = torch.ones(len(rows), length, dtype=torch.long, device=rows.device)
+        self.mask[:, -1] *= ~rows
+
+    def cut_last(self) -> None:
+        if self.mask is not None:
+            self.mask = self.mask[:, :-1]
 
     def select(self, rows: Tensor) -> None:
         if self.mask is not None:
@@ -124,15 +134,18 @@ class PairReader:
     def draft(self, token1: Tensor) -> tuple[Tensor, Tensor]:  # [B] -> MTP states [B, H], confidence [B]
         """Run the MTP head over the pairs that the last forward read; `token1` follows the last of them."""
         hidden, known = self.unread
-        first = torch.cat([known, token1[:, None]], dim=1)
-        states = self.model.mtp(
+        states = self._mtp(hidden, torch.cat([known, token1[:, None]], dim=1))
+        return states[:, -1], self.model.confidence(hidden[:, -1], states[:, -1])
+
+    def _mtp(self, hidden: Tensor, first: Tensor) -> Tensor:  # [B, n, H], ids [B, n] -> [B, n, H]
+        states: Tensor = self.model.mtp(
             hidden,
             self.model.embed(first),
             past_key_values=self.mtp_cache,
             use_cache=True,
             **self.positions.kwargs(hidden.shape[1]),
         )
-        return states[:, -1], self.model.confidence(hidden[:, -1], states[:, -1])
+        return states
 
     def logits(self, hidden: Tensor) -> Tensor:  # [B, H] -> [B, V]
         """PAD is never sampled."""

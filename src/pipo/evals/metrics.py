@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipo.errors import UsageError
+
 Line = dict[str, Any]
 RESAMPLES = 10_000
 CHUNK = 1_000  # resamples in memory at once
 LOOP_PERIODS = range(20, 401)  # characters
 
 
-def summarise(lines: Sequence[Line]) -> dict[str, Any]:
-    """The summary of one method on one task; `parts` is there for mixtures."""
-    summary = {**accuracy(lines), **decoding(lines), **timing(lines)}
+def summarise(lines: Sequence[Line], k: int | None = None) -> dict[str, Any]:
+    """The summary of one method on one task; `parts` is there for mixtures. `k` of pass@k: None is all samples."""
+    summary = {**accuracy(lines, k), **decoding(lines), **timing(lines)}
     parts = sorted({line["part"] for line in lines if line["part"] is not None})
     if parts:
         chosen = {part: accuracy([line for line in lines if line["part"] == part]) for part in parts}
@@ -30,16 +32,19 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
 PART_KEYS = ("avg_at_k", "avg_at_k_ci95", "n_questions")
 
 
-def accuracy(lines: Sequence[Line]) -> dict[str, Any]:
-    """avg@k and pass@k over questions, k being the samples of a question."""
+def accuracy(lines: Sequence[Line], k: int | None = None) -> dict[str, Any]:
+    """avg@k over all samples of a question and pass@k, with their intervals over questions."""
     counts = per_question(lines)
     means = [correct / total for correct, total in counts]
+    passes = [pass_at_k(total, correct, k or total) for correct, total in counts]
     return {
         "n_questions": len(counts),
         "samples": max(total for _, total in counts),
         "avg_at_k": float(np.mean(means)),
         "avg_at_k_ci95": bootstrap_ci95(means),
-        "pass_at_k": float(np.mean([pass_at_k(total, correct, total) for correct, total in counts])),
+        "pass_at_k": float(np.mean(passes)),
+        "pass_at_k_ci95": bootstrap_ci95(passes),
+        "pass_k": k or max(total for _, total in counts),
         "failed": sum("error" in line for line in lines),
     }
 
@@ -59,7 +64,11 @@ def paired_difference(lines: Sequence[Line], others: Sequence[Line]) -> tuple[fl
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The unbiased estimate, from n samples, that at least one of k is correct (k <= n)."""
+    """The unbiased estimate, from n samples, that at least one of k is correct. Raises `UsageError` where k > n."""
+    if k > n:
+        raise UsageError(
+            "pass@k", f"k = {k} is more than the {n} samples of a question", "lower k or take more samples"
+        )
     return 1.0 - comb(n - correct, k) / comb(n, k)
 
 

@@ -15,15 +15,17 @@ from pipo.evals.budget import Budget
 from pipo.pairing import check_threshold
 from pipo.tasks import Task
 
-METHODS = ("regular", "pipo")
-PLANNED = ("mtp", "speculative")
+METHODS = ("regular", "mtp", "speculative", "pipo")
 ENGINES = ("local",)
 DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """One run. `methods` None: all that MODEL allows; `limit` None: the task's own number of questions."""
+    """One run. `methods` None: regular and, for a PIPO model, pipo; `limit` None: the task's own number of questions.
+
+    `pass_k`: the k of pass@k, None for `samples`. It may change from one call to the next on the same folder.
+    """
 
     model: str
     tasks: tuple[str, ...]
@@ -31,6 +33,7 @@ class EvalOptions:
     methods: tuple[str, ...] | None = None
     base: str | None = None
     samples: int = 4
+    pass_k: int | None = None
     budget: Budget = field(default_factory=lambda: Budget("tokens", 512))
     limit: int | None = None
     seed: int = 0
@@ -46,11 +49,14 @@ class EvalOptions:
     def check(self) -> None:
         """Raises `UsageError` for the first option that cannot be."""
         for name in self.methods or ():
-            _check_name("--methods", name, METHODS, PLANNED)
+            _check_name("--methods", name, METHODS)
         _check_name("--engine", self.engine, ENGINES, ("vllm",))
         _check_name("--dtype", self.dtype, DTYPES)
-        for option in ("samples", "limit", "batch_size"):
+        for option in ("samples", "limit", "batch_size", "pass_k"):
             _check_count(option, getattr(self, option))
+        if self.pass_k is not None and self.pass_k > self.samples:
+            problem = f"{self.pass_k} is more than the samples of a question ({self.samples})"
+            raise UsageError("--pass-k", problem, "lower it, or raise --samples in a new folder")
         if not 0 <= self.seed < 2**32:
             raise UsageError("--seed", f"{self.seed} is out of range", "use 0 to 4294967295")
         self.sampling.check()

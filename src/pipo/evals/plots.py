@@ -9,11 +9,12 @@ from typing import Any
 
 PANEL_INCHES = (5.6, 3.8)
 PIPO_COLOUR, REGULAR_COLOUR = "#1f6fb4", "#666666"
+COLOURS = {"mtp": "#d1731f", "speculative": "#3a8a3a"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one threshold. `threshold` is None for regular decoding."""
+    """One method, `pipo` at one threshold. `threshold` is None for the uncompressed ones, whose label is their name."""
 
     label: str
     figures: dict[str, Any]  # a method's figures from summary.json
@@ -21,12 +22,11 @@ class Point:
 
 
 def plot_methods(path: Path, tasks: dict[str, list[Point]]) -> None:
-    """A panel a task, a point a method, with the 95% intervals of the accuracy."""
+    """A panel a task, a point a method, regular decoding as a line, with the 95% intervals of the accuracy."""
     _, axes = _panels(len(tasks), 1)
     for (task, points), (panel,) in zip(tasks.items(), axes, strict=True):
         for point in points:
-            colour = PIPO_COLOUR if point.threshold is not None else REGULAR_COLOUR
-            _accuracy(panel, [point], colour, point.label)
+            _method(panel, point)
         _finish(panel, task)
     _save(path)
 
@@ -37,7 +37,7 @@ def plot_sweep(path: Path, tasks: dict[str, list[Point]]) -> None:
     for (task, points), (left, right) in zip(tasks.items(), axes, strict=True):
         for point in points:
             if point.threshold is None:
-                _level(left, point)
+                _method(left, point)
         swept = [point for point in points if point.threshold is not None]
         _accuracy(left, swept, PIPO_COLOUR, "pipo")
         for point in swept:
@@ -57,6 +57,13 @@ def _panels(rows: int, columns: int) -> tuple[Any, Any]:
 
     size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
     return pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def _method(panel: Any, point: Point) -> None:
+    if point.label == "regular":
+        _level(panel, point)
+    else:
+        _accuracy(panel, [point], COLOURS.get(point.label, PIPO_COLOUR), point.label)
 
 
 def _accuracy(panel: Any, points: Sequence[Point], colour: str, label: str) -> None:

@@ -50,7 +50,7 @@ def settings(options: EvalOptions, tasks: Sequence[Task], methods: Sequence[Cont
     return {
         "model": options.model,
         "methods": [one.method for one in methods],
-        "base": next((one.name for one in methods if one.method == "regular"), None),
+        "base": next((one.name for one in methods if one.method != "pipo"), None),
         "threshold": next((one.threshold for one in methods if one.method == "pipo"), None),
         "tasks": [task.name for task in tasks],
         "held_out": options.held_out,
@@ -151,6 +151,7 @@ class Run:
             prompts,
             sampling=self.options.sampling,
             max_new_tokens=max_new_tokens or self.options.budget.max_new_tokens(one.tokens_per_slot),
+            method=one.method,
             threshold=one.threshold,
             seeds=seeds,
             arrived=arrived,
@@ -172,7 +173,9 @@ def _summary(
     lines = list(samples.lines.values())
     figures = {
         task.name: {
-            one.method: summarise([line for line in lines if (line["task"], line["method"]) == (task.name, one.method)])
+            one.method: summarise(
+                [line for line in lines if (line["task"], line["method"]) == (task.name, one.method)], options.pass_k
+            )
             for one in methods
         }
         for task in tasks
@@ -180,7 +183,7 @@ def _summary(
     facts = settings(options, tasks, methods)
     origin = {
         name: facts[name]
-        for name in ("model", "base", "threshold", "held_out", "questions", "engine", "dtype", "device")
+        for name in ("model", "methods", "base", "threshold", "held_out", "questions", "engine", "dtype", "device")
     }
     return {
         "tasks": figures,

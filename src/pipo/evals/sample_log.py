@@ -17,6 +17,13 @@ Key = tuple[str, str, str, int]
 """Task, question id, method, sample index."""
 
 
+FIELDS = (
+    *("task", "part", "question_id", "method", "sample_index", "seed", "text", "answer", "gold", "correct"),
+    *("completion_tokens", "steps", "drafted", "accepted", "finish_reason", "ttft_ms", "tpot_ms", "loop_tokens"),
+)
+"""What every line has; a failed sample has `error` too."""
+
+
 def key(line: Line) -> Key:
     return line["task"], line["question_id"], line["method"], line["sample_index"]
 
@@ -59,14 +66,20 @@ class SampleLog:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self.file.truncate(len(whole))
-        found = []
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                fix = "remove the line, its sample is made again"
-                raise UsageError(f"{self.path}:{number}", "is not JSON", fix) from None
-        return found
+        return [parse(f"{self.path}:{number}", line) for number, line in enumerate(whole.splitlines(), 1)]
+
+
+def parse(where: str, text: bytes | str) -> Line:
+    """One line of samples.jsonl. Raises `UsageError` for one that is damaged."""
+    fix = "remove the line, its sample is made again"
+    try:
+        line = json.loads(text)
+    except ValueError:
+        raise UsageError(where, "is not JSON", fix) from None
+    missing = [name for name in FIELDS if name not in line] if isinstance(line, dict) else FIELDS
+    if missing:
+        raise UsageError(where, f"has no {', '.join(missing)}", fix)
+    return dict(line)
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipo.base import load_tokenizer
+from pipo.drafted import new_mtp
 from pipo.losses import CHUNK
 from pipo.shipped import adapter_of, resolve
 from pipo.training.recipe import Lora, SftRecipe
@@ -29,10 +30,12 @@ def estimate(recipe: SftRecipe) -> dict[str, Any]:
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(len(data) / per_step) * math.ceil(args.num_train_epochs)
     model = _skeleton(recipe)
-    total = sum(p.numel() for p in model.parameters())
-    trained = _trained(model, recipe.lora) if recipe.lora else total
+    head = _head_size(model) if recipe.objective == "mtp" else 0
+    total = sum(p.numel() for p in model.parameters()) + head
+    trained = _trained(model, recipe.lora) if recipe.lora else head or total
     longest = max(data.lengths)
     positions = args.per_device_train_batch_size * (longest / 2 if recipe.objective == "pipo" else longest)
+    floats = _floats_per_position(model.config.get_text_config(), 1 if head else None)
     return {
         "examples": len(data),
         "left_out": len(data.problems),
@@ -44,7 +47,7 @@ def estimate(recipe: SftRecipe) -> dict[str, Any]:
         "trained_parameters": trained,
         "weights_gb": 4 * total / GB,
         "gradients_and_adam_gb": 12 * trained / GB,
-        "activations_gb": 4 * positions * _floats_per_position(model.config.get_text_config()) / GB,
+        "activations_gb": 4 * positions * floats / GB,
         "logits_gb": 3 * 4 * CHUNK * model.config.get_text_config().vocab_size / GB,
     }
 
@@ -58,6 +61,12 @@ def _skeleton(recipe: SftRecipe) -> Any:
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
     return model
+
+
+def _head_size(model: Any) -> int:
+    """Parameters of an MTP head of this base."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in new_mtp(model).parameters())
 
 
 def _adapter(folder: Path) -> Lora:
@@ -81,6 +90,9 @@ def _trained(model: Any, lora: Lora) -> int:
     return count
 
 
-def _floats_per_position(config: Any) -> float:
+def _floats_per_position(config: Any, layers: int | None = None) -> float:
+    """Of the model's layers, or of the `layers` that gradients go through."""
     hidden, inner = ACTIVATION_FLOATS
-    return float(config.num_hidden_layers * (hidden * config.hidden_size + inner * config.intermediate_size))
+    return float(
+        (layers or config.num_hidden_layers) * (hidden * config.hidden_size + inner * config.intermediate_size)
+    )

@@ -116,10 +116,23 @@ class Recipe(Section):
 class SftRecipe(Recipe):
     """`pipo sft`."""
 
-    objective: Literal["pipo", "regular"] = "pipo"
+    objective: Literal["pipo", "regular", "mtp"] = Field(
+        default="pipo",
+        description="regular: the plain base on the same data, order and masking; mtp: an MTP head for the plain base",
+    )
     data: Data
     pads: Pads = Pads()
     loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _of_this_objective(self) -> SftRecipe:
+        if self.objective != "pipo":
+            for name, default in (("pads", Pads()), ("loss", Loss())):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name}: of objective pipo alone, leave it out")
+        if self.objective == "mtp" and self.lora is not None:
+            raise ValueError("lora: objective mtp trains the head alone, the base stays as it is; leave it out")
+        return self
 
 
 class Prompts(Section):
