@@ -121,6 +121,12 @@ def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
     return answer[:cut], answer[cut:]
 
 
+def asked(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation up to its last answer, if it has one."""
+    turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
+    return chat[: turns[-1]] if turns else chat
+
+
 class PromptDataset(Dataset[dict[str, list[int]]]):
     """Tokenized prompts: each conversation up to its last answer. `problems` names every line that is left out."""
 
@@ -140,11 +146,10 @@ class PromptDataset(Dataset[dict[str, list[int]]]):
 
     @staticmethod
     def _tokenize(tokenizer: Any, chat: list[dict[str, Any]], prefix: str, max_length: int) -> list[int] | str:
-        turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-        asked = chat[: turns[-1]] if turns else chat
-        if not asked:
+        before = asked(chat)
+        if not before:
             return "nothing before the answer"
-        text = render(tokenizer, asked, add_generation_prompt=True) + prefix
+        text = render(tokenizer, before, add_generation_prompt=True) + prefix
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids if len(ids) <= max_length else f"{len(ids)} tokens, more than max_length {max_length}"
 

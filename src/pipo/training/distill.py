@@ -41,15 +41,18 @@ def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     save(trainer, tokenizer, recipe)
 
 
-def check_same_tokens(student: Any, teacher: Any) -> None:
-    """The teacher reads the student's ids: every token and the end of a turn must be the same."""
-    if student.get_vocab() != teacher.get_vocab():
-        raise UsageError(
-            "teacher", "its tokenizer is another than the student's", "choose a teacher of the same family"
-        )
+def check_same_tokens(student: Any, teacher: Any, field: str = "teacher") -> None:
+    """The teacher reads the student's ids: every token but PAD, and the end of a turn, must be the same."""
+    if _vocabulary(student, student.pad_token) != _vocabulary(teacher, student.pad_token):
+        raise UsageError(field, "its tokenizer is another than the student's", "choose a teacher of the same family")
     if student.eos_token_id != teacher.eos_token_id:
         problem = f"its EOS is {teacher.eos_token!r}, the student's {student.eos_token!r}"
-        raise UsageError("teacher", problem, "give both the same eos_token")
+        raise UsageError(field, problem, "give both the same eos_token")
+
+
+def _vocabulary(tokenizer: Any, pad: str) -> dict[str, int]:
+    """Ids of all tokens but the student's PAD, which may be a new one that the teacher never reads."""
+    return {token: number for token, number in tokenizer.get_vocab().items() if token != pad}
 
 
 def compare_by(section: Divergence) -> divergence.Compare:

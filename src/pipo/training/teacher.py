@@ -55,9 +55,11 @@ class Teacher:
         self.backbone, self.head, self.compare, self.pad = backbone, head, compare, pad
 
     @classmethod
-    def load(cls, source: str, compare: Compare, pad: int, device: torch.device) -> Teacher:
+    def load(
+        cls, source: str, compare: Compare, pad: int, device: torch.device | str, dtype: str = "float32"
+    ) -> Teacher:
         """`source`: folder, hub id, or `demo-base`."""
-        model: Any = load_base(resolve(source), dtype="float32").eval().requires_grad_(False).to(device)
+        model: Any = load_base(resolve(source), dtype=dtype).eval().requires_grad_(False).to(device)
         return cls(model.base_model, model.get_output_embeddings().weight, compare, pad)
 
     @classmethod
