@@ -46,6 +46,7 @@ def store(folder: Path, threshold: float) -> None:
     path = folder / GENERATION
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else GenerationConfig().to_diff_dict()
+        config.pop("_from_model_config", None)  # with it, transformers does not read fields of others' making
         write_json(path, config | {"confidence_threshold": threshold})
         state_threshold(folder, threshold)
     except (OSError, ValueError) as error:

@@ -29,8 +29,7 @@ def plot_pareto(path: Path, points: Sequence[Figures], score: str) -> None:
             if drawn:
                 _curve(panel, drawn, across, "score", **style)
         panel.set(title="what rejection costs and gives", xlabel=title, ylabel=SCORES[score])
-        panel.grid(alpha=0.3)
-        panel.legend()
+        _finish(panel)
     for point in points:
         if point["rejection"] == "confidence" and point["tokens_per_step"] is not None:
             where = (point["tokens_per_step"], point["score"])
@@ -55,10 +54,14 @@ def plot_reliability(path: Path, points: Sequence[Figures], found: Figures | Non
         ylabel="their true acceptance min(1, p_t / p_s)",
     )
     for panel in (left, right):
-        panel.grid(alpha=0.3)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend()
+        _finish(panel)
     save(path)
+
+
+def _finish(panel: Any) -> None:
+    panel.grid(alpha=0.3)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend()
 
 
 def _reliability(panel: Any, found: Figures) -> None:
