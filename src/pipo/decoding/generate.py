@@ -65,12 +65,14 @@ def generate(
     generators: Sequence[torch.Generator] | None = None,
     streamer: Any = None,
     on_slot: Any = None,
+    tail: float | None = None,
     **kwargs: Any,
 ) -> Any:
     """Decode. All of `GenerationConfig`'s options that make sense a token at a time work; the rest is refused by name.
 
     confidence_threshold: None takes the model's stored one. force_acceptance: share of drafts that a seeded coin keeps.
     generators: one a row, makes its draws independent of the batch. on_slot: called with (row, Slot) as they are made.
+    tail: the last rows of a batch are cut ("length") after this many times the steps that three quarters of it needed.
     Raises `UsageError` for bad input.
     """
     _check_options(model, kwargs)
@@ -97,6 +99,7 @@ def generate(
             max_length=generation_config.max_length,
             policy=policy,
             on_slot=_events(streamer, on_slot),
+            tail=tail,
         )
         steps = [_max_steps(model, prompt) for prompt in prompts]
         rows = _rows(input_ids, generation_config.max_length, generation_config.pad_token_id, steps)

@@ -5,6 +5,7 @@ Nothing is rolled back on a rejection. Regular decoding is the same loop without
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from pipo.decoding.sampling import Sampler
 from pipo.pairing import Slot, accept, accepts_none
 
 OnSlot = Callable[[int, Slot], None]
+
+MOST = 0.75
+"""Share of a batch that has to end before `Loop.tail` counts."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Loop:
     max_length: int
     policy: Threshold | Coin | None = None  # None: no drafts
     on_slot: OnSlot | None = None
+    tail: float | None = None  # the last rows are cut after this many times the steps that MOST of the batch needed
     first_slot_at: float = 0.0
     finished_at: float = 0.0
 
@@ -103,11 +108,18 @@ class Loop:
         """Fill `rows`, one for each prompt."""
         live = list(range(len(rows)))
         hidden = self.reader.prefill(prompts)
-        while True:
+        limit: float | None = None  # steps
+        for step in itertools.count(1):
             last = self._emit(hidden, rows, live)
             self.first_slot_at = self.first_slot_at or time.perf_counter()
             keep = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
             if not keep:
+                break
+            if self.tail is not None and limit is None and len(keep) <= (1 - MOST) * len(rows):
+                limit = self.tail * step
+            if limit is not None and step >= limit:
+                for i in keep:
+                    rows[live[i]].finish_reason = "length"
                 break
             if len(keep) < len(live):
                 index = torch.tensor(keep, device=hidden.device)

@@ -140,6 +140,13 @@ class Rollout(Section):
     top_k: int = Field(default=20, ge=0)
     presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    tail: float | None = Field(
+        default=2.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="answers that need more than this many times the steps of three quarters of their batch are cut "
+        "there, so that a few long ones do not hold it up; null: none are",
+    )
 
 
 class Divergence(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
@@ -79,9 +79,21 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
     return get_peft_model(model, config)
 
 
+def newest_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint. The trainer's state is written last: one without was torn by a kill."""
+    folders = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
 def last_checkpoint(folder: str, resume: bool) -> str | None:
     """Where to go on. Refuses to train over another run's checkpoints."""
-    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    found = newest_checkpoint(Path(folder))
     if found and not resume:
         raise UsageError("output", f"{folder} holds a run already", "pass --resume to go on, or choose another folder")
     return found
