@@ -237,4 +237,6 @@ def _usage_error(kind: type[Section], error: ValidationError) -> UsageError:
         close = difflib.get_close_matches(str(location[-1]), _fields(kind, location), n=1, cutoff=0.5)
         return UsageError(field, "unknown key", f"did you mean {close[0]!r}?" if close else "remove it")
     problem = first["msg"].removeprefix("Value error, ")
+    if not location:  # of the whole recipe: the message names the field
+        field, _, problem = problem.partition(": ")
     return UsageError(field, problem[0].lower() + problem[1:], "correct the recipe or the override")

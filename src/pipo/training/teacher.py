@@ -77,6 +77,7 @@ class Teacher:
         """Drop the PADs, read the text once, and give every position the state of the last real token up to it."""
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         real = mask & ~pad_mask(ids, self.pad)
+        ids = ids.masked_fill(~real, 0)  # PAD may be a token that the teacher does not have
         order = (~real).long().argsort(dim=1, stable=True)  # real tokens first, in order
         clean = self.backbone(
             input_ids=ids.gather(1, order), attention_mask=real.gather(1, order).long(), use_cache=False
