@@ -38,7 +38,7 @@ from pipo.evals.run import Run, settings
 from pipo.evals.sample_log import SampleLog
 from pipo.provenance import provenance, write_json
 from pipo.tasks import Task
-from pipo.training.distill import check_same_tokens
+from pipo.training.teacher import check_same_tokens
 
 log = logging.getLogger("pipo")
 CONFIDENCE, RANDOM = "confidence", "random"

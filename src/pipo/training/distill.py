@@ -23,7 +23,7 @@ from pipo.training import divergence
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
 from pipo.training.rollout import Answer, roll_out
 from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint, load_student, note_problems, save, train_arguments
-from pipo.training.teacher import Teacher
+from pipo.training.teacher import Teacher, check_same_tokens
 from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
 
 
@@ -67,23 +67,9 @@ def check_same_end(tokenizer: Any, student: str) -> None:
 
 
 def was_trained(student: Path) -> bool:
-    """Whether a folder is what a recipe made: a merged model."""
+    """Whether a folder says what data it was trained on: then it holds a merged model."""
     file = student / "provenance.json"
-    return file.is_file() and "recipe" in json.loads(file.read_text(encoding="utf-8"))
-
-
-def check_same_tokens(student: Any, teacher: Any, field: str = "teacher") -> None:
-    """The teacher reads the student's ids: every token but PAD, and the end of a turn, must be the same."""
-    if _vocabulary(student, student.pad_token) != _vocabulary(teacher, student.pad_token):
-        raise UsageError(field, "its tokenizer is another than the student's", "choose a teacher of the same family")
-    if student.eos_token_id != teacher.eos_token_id:
-        problem = f"its EOS is {teacher.eos_token!r}, the student's {student.eos_token!r}"
-        raise UsageError(field, problem, "give both the same eos_token")
-
-
-def _vocabulary(tokenizer: Any, pad: str) -> dict[str, int]:
-    """Ids of all tokens but the student's PAD, which may be a new one that the teacher never reads."""
-    return {token: number for token, number in tokenizer.get_vocab().items() if token != pad}
+    return file.is_file() and "data" in json.loads(file.read_text(encoding="utf-8"))
 
 
 def compare_by(section: Divergence) -> divergence.Compare:

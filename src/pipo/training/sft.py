@@ -18,6 +18,7 @@ from pipo.errors import UsageError
 from pipo.save import save_model
 from pipo.shipped import adapter_of, resolve
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
+from pipo.training.teacher import check_same_tokens
 from pipo.training.trainer import PairTrainer, StepTrainer, next_token_counts
 
 log = logging.getLogger("pipo")
@@ -138,6 +139,8 @@ def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
 
 def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """PIPO-SFT (paper sec. 3.2)."""
+    if recipe.loss.teacher is not None:
+        check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.loss.teacher)), "loss.teacher")
     model: Any = load_student(recipe)
     pad, noise = model.config.pad_token_id, model.judges_drafts
     if recipe.lora:

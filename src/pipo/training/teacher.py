@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipo.base import load_base
+from pipo.errors import UsageError
 from pipo.pairing import pad_mask, token1_targets, token2_targets
 from pipo.shipped import resolve
 from pipo.training.divergence import Compare, acceptance
@@ -46,6 +47,20 @@ def same_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # [C
     """Logits of the tokens that both have: a student may have a row for PAD, and heads are padded to round numbers."""
     width = min(student.shape[-1], teacher.shape[-1])
     return student[:, :width], teacher[:, :width]
+
+
+def check_same_tokens(student: Any, teacher: Any, field: str = "teacher") -> None:
+    """The teacher reads the student's ids: every token but PAD, and the end of a turn, must be the same."""
+    if _vocabulary(student, student.pad_token) != _vocabulary(teacher, student.pad_token):
+        raise UsageError(field, "its tokenizer is another than the student's", "choose a teacher of the same family")
+    if student.eos_token_id != teacher.eos_token_id:
+        problem = f"its EOS is {teacher.eos_token!r}, the student's {student.eos_token!r}"
+        raise UsageError(field, problem, "give both the same eos_token")
+
+
+def _vocabulary(tokenizer: Any, pad: str) -> dict[str, int]:
+    """Ids of all tokens but the student's PAD, which may be a new one that the teacher never reads."""
+    return {token: number for token, number in tokenizer.get_vocab().items() if token != pad}
 
 
 class Teacher:
