@@ -112,6 +112,39 @@ def test_nothing_is_rolled_back_on_rejection(model):
     assert reader.cache.get_seq_length() == reader.mtp_cache.get_seq_length() == len(whole) // 2
 
 
+def test_forced_acceptance_is_a_coin_of_the_row_and_not_of_the_batch(llama):
+    rows = prompts()[:3]
+
+    def run(*chosen):
+        generators = [torch.Generator().manual_seed(i) for i in chosen]
+        return decode(llama, [rows[i] for i in chosen], force_acceptance=0.5, max_new_tokens=30, generators=generators)
+
+    together = run(0, 1, 2)
+    for i in range(3):
+        assert new_tokens(together, i) == new_tokens(run(i), 0)
+    kept = [[slot.accepted for slot in slots] for slots in together.slots]
+    assert kept[0] != kept[1] != kept[2] and 0.2 < sum(map(sum, kept)) / sum(map(len, kept)) < 0.8
+
+
+def test_the_last_long_answers_do_not_hold_a_batch_up(llama):
+    """Three of four rows end early: the fourth may take twice their steps, and no row that ended is another for it."""
+
+    class Early(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([input_ids[0, width - 1] != 9 and input_ids.shape[1] >= width + 8])
+
+    rows = [[5, 6, 7], [8, 9], [9, 10], [11, 12, 13, 14]]
+    width = max(map(len, rows))
+    same = {"max_new_tokens": 60, "confidence_threshold": 0.5, "stopping_criteria": StoppingCriteriaList([Early()])}
+    whole, cut = decode(llama, rows, **same), decode(llama, rows, **same, tail=2.0)
+    assert whole.finish_reasons == cut.finish_reasons == ["stop", "length", "stop", "stop"]
+    assert len(new_tokens(whole, 1)) == 60
+    others = max(len(cut.slots[i]) for i in (0, 2, 3))
+    assert len(cut.slots[1]) == 2 * others < len(whole.slots[1])
+    for i in range(4):
+        assert new_tokens(cut, i) == new_tokens(whole, i)[: len(new_tokens(cut, i))]
+
+
 def test_seeded_sampling_is_reproducible_and_independent_of_the_batch(llama):
     rows = prompts()[:4]
 

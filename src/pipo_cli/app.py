@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipo_cli.bench import bench
+from pipo_cli.calibrate import calibrate
 from pipo_cli.chat import chat
 from pipo_cli.check import check
 from pipo_cli.convert import convert
@@ -62,6 +63,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "chat": chat,
     "eval": eval_,
     "bench": bench,
+    "calibrate": calibrate,
     "check": check,
     "inspect": inspect,
     "env": env,

@@ -116,9 +116,20 @@ def recipe(tiny_pipo, tmp_path):
 def test_sft(pipo, refused, recipe, tmp_path):
     plan = pipo("sft", "--config", recipe, "--dry-run", "trainer.max_steps=7")
     assert "steps: 7" in plan.stdout
+    assert json.loads(pipo("sft", "--config", recipe, "--dry-run", "--json").stdout)["steps"] == 2
+    refused("Invalid value for --json", "sft", "--config", recipe, "--json")
     assert not (tmp_path / "run").exists()
     assert pipo("sft", "--config", recipe).exit_code == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_dry_run_of_distillation(pipo, refused, recipe, tiny_llama, tmp_path):
+    dry = ("distill", "--config", recipe, "--dry-run", f"teacher={tiny_llama}")
+    plan = json.loads(pipo(*dry, "--json").stdout)
+    assert plan["steps"] == 2 and plan["prompts"] == 4 and plan["teacher_weights_gb"] > 0
+    assert f"rollout_cache_gb: {plan['rollout_cache_gb']:.2f}" in pipo(*dry).stdout
+    assert not (tmp_path / "run").exists()
+    refused("teacher", "distill", "--config", recipe, "--dry-run")
 
 
 @pytest.mark.parametrize(

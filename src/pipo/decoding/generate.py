@@ -74,6 +74,7 @@ def generate(
     verified: bool = False,
     streamer: Any = None,
     on_slot: Any = None,
+    tail: float | None = None,
     **kwargs: Any,
 ) -> Any:
     """Decode. All of `GenerationConfig`'s options that make sense a token at a time work; the rest is refused by name.
@@ -81,11 +82,12 @@ def generate(
     confidence_threshold: None takes the model's stored one. force_acceptance: share of drafts that a seeded coin keeps.
     generators: one a row, makes its draws independent of the batch. on_slot: called with (row, Slot) as they are made.
     mtp: the head of an uncompressed model, whose drafts are all kept, or `verified` so that nothing is lost.
+    tail: the last rows of a batch are cut ("length") after this many times the steps that three quarters of it needed.
     Raises `UsageError` for bad input.
     """
     _check_options(model, kwargs)
     drafted = None if mtp is None else DraftedBase(model, mtp)
-    policy = _policy(model, confidence_threshold, force_acceptance, drafted is not None and verified)
+    policy = _policy(model, confidence_threshold, force_acceptance, generators, drafted is not None and verified)
     returns_dict = kwargs.pop("return_dict_in_generate", None)
     _add_stop_strings(kwargs)
 
@@ -109,6 +111,7 @@ def generate(
             max_length=generation_config.max_length,
             policy=policy,
             on_slot=_events(streamer, on_slot),
+            tail=tail,
         )
         rows = _rows(input_ids, generation_config.max_length, generation_config.pad_token_id)
         for row, prompt in zip(rows, prompts, strict=True):
@@ -163,7 +166,13 @@ def _add_stop_strings(kwargs: dict[str, Any]) -> None:
     criteria.append(StopStringCriteria(tokenizer, strings))
 
 
-def _policy(model: Any, threshold: float | None, force: float | None, verified: bool) -> Threshold | Coin | None:
+def _policy(
+    model: Any,
+    threshold: float | None,
+    force: float | None,
+    generators: Sequence[torch.Generator] | None,
+    verified: bool,
+) -> Threshold | Coin | None:
     is_pipo = model.config.model_type == "pipo"
     if not is_pipo and (threshold is not None or (force is not None and not verified)):
         field = "force_acceptance" if threshold is None else "confidence_threshold"
@@ -171,7 +180,7 @@ def _policy(model: Any, threshold: float | None, force: float | None, verified: 
     if force is not None:
         if not 0 <= force <= 1:
             raise UsageError("force_acceptance", f"{force!r} is no share", "use a number from 0 to 1")
-        return Coin(force)
+        return Coin(force, generators=generators)
     if not is_pipo:
         return None
     if threshold is None:

@@ -5,6 +5,7 @@ Nothing is rolled back on a rejection. Regular decoding is the same loop without
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from pipo.pairing import Slot, accept, accepts_none
 
 OnSlot = Callable[[int, Slot], None]
 
+MOST = 0.75
+"""Share of a batch that has to end before `Loop.tail` counts."""
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -31,23 +35,32 @@ class Threshold:
     def drafts(self) -> bool:
         return not accepts_none(self.threshold)
 
-    def __call__(self, confidence: Tensor) -> Tensor:  # [B] -> bool [B]
+    def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor:  # [B], their rows -> bool [B]
         return accept(confidence, self.threshold)
 
 
 @dataclass
 class Coin:
-    """Accept a seeded share of the drafts, whatever the confidence: for measurements of speed."""
+    """Accept a seeded share of the drafts, whatever the confidence: for measurements of speed, and as a control.
+
+    With `generators`, one a row, a row's coins do not depend on its batch.
+    """
 
     rate: float
     seed: int = 0
+    generators: Sequence[torch.Generator] | None = None
     drafts: bool = True
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def __call__(self, confidence: Tensor) -> Tensor:  # [B] -> bool [B]
-        return (torch.rand(len(confidence), generator=self.generator) < self.rate).to(confidence.device)
+    def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor:  # [B], their rows -> bool [B]
+        if self.generators is None:
+            coins = torch.rand(len(rows), generator=self.generator)
+        else:
+            own = [self.generators[row] for row in rows]
+            coins = torch.cat([torch.rand(1, generator=one, device=one.device).cpu() for one in own])
+        return (coins < self.rate).to(confidence.device)
 
 
 @dataclass
@@ -86,6 +99,7 @@ class Loop:
     policy: Threshold | Coin | None = None  # None: no drafts
     on_slot: OnSlot | None = None
     kv_bytes: int = 0  # of every row when it ended
+    tail: float | None = None  # the last rows are cut after this many times the steps that MOST of the batch needed
     first_slot_at: float = 0.0
     finished_at: float = 0.0
 
@@ -96,13 +110,20 @@ class Loop:
         """Fill `rows`, one for each prompt."""
         live = list(range(len(rows)))
         hidden = self.reader.prefill(prompts)
-        while True:
+        limit: float | None = None  # steps
+        for step in itertools.count(1):
             last = self._emit(hidden, rows, live)
             self.first_slot_at = self.first_slot_at or time.perf_counter()
             keep = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
             if len(keep) < len(live):
                 self.kv_bytes += self.reader.kv_bytes() * (len(live) - len(keep)) // len(live)
             if not keep:
+                break
+            if self.tail is not None and limit is None and len(keep) <= (1 - MOST) * len(rows):
+                limit = self.tail * step
+            if limit is not None and step >= limit:
+                for i in keep:
+                    rows[live[i]].finish_reason = "length"
                 break
             if len(keep) < len(live):
                 index = torch.tensor(keep, device=hidden.device)
@@ -122,15 +143,16 @@ class Loop:
         pad = torch.full_like(token1, self.reader.pad)
         if self.policy is None or not self.policy.drafts:
             return self._close(rows, live, [Slot(token) for token in first], torch.stack([token1, pad], dim=1))
-        states, confidence = self.reader.draft(token1)
+        states = self.reader.draft(token1)
         slots = [Slot(token) for token in first]
         open_ = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
         if open_:
             index = torch.tensor(open_, device=hidden.device)
             drafts = self._draw(self.reader.logits(states[index]), rows, [live[i] for i in open_])
-            kept = self.policy(confidence[index])
+            confidence = self.reader.confidence(index, states[index], drafts)
+            kept = self.policy(confidence, [live[i] for i in open_])
             pad[index] = torch.where(kept, drafts, pad[index])
-            for i, draft, c, k in zip(open_, drafts.tolist(), confidence[index].tolist(), kept.tolist(), strict=True):
+            for i, draft, c, k in zip(open_, drafts.tolist(), confidence.tolist(), kept.tolist(), strict=True):
                 slots[i] = Slot(first[i], draft, c, k)
                 if k:
                     self._take(rows[live[i]], draft)

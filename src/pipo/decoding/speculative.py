@@ -57,7 +57,7 @@ class SpeculativeLoop(Loop):
         p = self.sampler.distribution(logits[:, 0], [rows[row].history for row in live])
         kept, weights = verify(p, q, drafts, self.sampler.uniform(p, live))
         if self.policy is not None:
-            kept = self.policy(kept)
+            kept = self.policy(kept, live)
         place = drafts.clone()
         gone = (~kept).nonzero().squeeze(1)
         if len(gone):

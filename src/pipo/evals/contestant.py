@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from pipo.shipped import resolve
 
 @dataclass
 class Contestant:
-    """A method with its model. `threshold` is of `pipo` alone, None for the others."""
+    """A method with its model. `threshold` is of `pipo` alone, None for the others.
+
+    force_acceptance: share of the drafts that a coin keeps instead.
+    """
 
     method: str
     name: str  # as the user calls the model
@@ -30,6 +33,7 @@ class Contestant:
     threshold: float | None
     dtype: str
     device: str
+    force_acceptance: float | None = None
     engines: dict[str, LocalEngine] = field(default_factory=dict)
     """Loaded models by path: methods share them."""
 
@@ -39,6 +43,10 @@ class Contestant:
         if self.path not in self.engines:
             self.engines[self.path] = LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
         return self.engines[self.path]
+
+    def variant(self, method: str, threshold: float, force_acceptance: float | None = None) -> Contestant:
+        """The same model, loaded once for both, with another acceptance."""
+        return replace(self, method=method, threshold=threshold, force_acceptance=force_acceptance)
 
     @property
     def tokens_per_slot(self) -> int:

@@ -56,10 +56,19 @@ def per_question(lines: Sequence[Line]) -> list[tuple[int, int]]:
     return [(sum(line["correct"] for line in group), len(group)) for group in groups]
 
 
-def paired_difference(lines: Sequence[Line], others: Sequence[Line]) -> tuple[float, list[float]]:
-    """avg@k of `lines` minus that of `others` on the same questions, and its interval over questions."""
-    pairs = zip(per_question(lines), per_question(others), strict=True)
-    differences = [correct / total - other / samples for (correct, total), (other, samples) in pairs]
+def question_means(lines: Sequence[Line], field: str = "correct") -> list[float]:
+    """The mean of a field over the samples of every question, in the order of their ids."""
+    ordered = sorted(lines, key=lambda line: line["question_id"])
+    groups = groupby(ordered, key=lambda line: line["question_id"])
+    return [float(np.mean([line[field] for line in group])) for _, group in groups]
+
+
+def paired_difference(
+    lines: Sequence[Line], others: Sequence[Line], field: str = "correct"
+) -> tuple[float, list[float]]:
+    """The mean of `lines` minus that of `others` on the same questions (avg@k), and its interval over questions."""
+    pairs = zip(question_means(lines, field), question_means(others, field), strict=True)
+    differences = [mine - other for mine, other in pairs]
     return float(np.mean(differences)), bootstrap_ci95(differences)
 
 
@@ -74,10 +83,24 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def bootstrap_ci95(values: Sequence[float], seed: int = 0) -> list[float]:
     """[low, high] of the mean: percentiles over seeded resamples of the values (one a question)."""
-    data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    interval = bootstrap_ratio_ci95(values, [1.0] * len(values), seed)
+    assert interval is not None
+    return interval
+
+
+def bootstrap_ratio_ci95(above: Sequence[float], below: Sequence[float], seed: int = 0) -> list[float] | None:
+    """[low, high] of sum(above) / sum(below), as `bootstrap_ci95`; None where a resample's divisor is 0."""
+    up: NDArray[np.float64] = np.asarray(above, dtype=np.float64)
+    down: NDArray[np.float64] = np.asarray(below, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    means = [data[rng.integers(len(data), size=(CHUNK, len(data)))].mean(axis=1) for _ in range(RESAMPLES // CHUNK)]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    found = []
+    for _ in range(RESAMPLES // CHUNK):
+        chosen = rng.integers(len(up), size=(CHUNK, len(up)))
+        divisors = down[chosen].sum(axis=1)
+        if not divisors.all():
+            return None
+        found.append(up[chosen].sum(axis=1) / divisors)
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
     return [float(low), float(high)]
 
 

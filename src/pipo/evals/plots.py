@@ -23,17 +23,17 @@ class Point:
 
 def plot_methods(path: Path, tasks: dict[str, list[Point]]) -> None:
     """A panel a task, a point a method, regular decoding as a line, with the 95% intervals of the accuracy."""
-    _, axes = _panels(len(tasks), 1)
+    _, axes = panels(len(tasks), 1)
     for (task, points), (panel,) in zip(tasks.items(), axes, strict=True):
         for point in points:
             _method(panel, point)
         _finish(panel, task)
-    _save(path)
+    save(path)
 
 
 def plot_sweep(path: Path, tasks: dict[str, list[Point]]) -> None:
     """A row a task: accuracy against tokens per step, regular decoding as a line; acceptance against threshold."""
-    _, axes = _panels(len(tasks), 2)
+    _, axes = panels(len(tasks), 2)
     for (task, points), (left, right) in zip(tasks.items(), axes, strict=True):
         for point in points:
             if point.threshold is None:
@@ -46,10 +46,11 @@ def plot_sweep(path: Path, tasks: dict[str, list[Point]]) -> None:
                 left.annotate(point.label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
         _finish(left, task)
         _acceptance(right, swept)
-    _save(path)
+    save(path)
 
 
-def _panels(rows: int, columns: int) -> tuple[Any, Any]:
+def panels(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure with its axes [rows, columns], drawn without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -99,7 +100,8 @@ def _acceptance(panel: Any, points: Sequence[Point]) -> None:
     panel.grid(alpha=0.3)
 
 
-def _save(path: Path) -> None:
+def save(path: Path) -> None:
+    """Write the open figure as PNG, whole or not at all, and close it."""
     from matplotlib import pyplot
 
     partial = path.with_name(f".{path.name}.partial")

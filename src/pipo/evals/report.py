@@ -59,13 +59,13 @@ def _point(method: str, figures: dict[str, Any], threshold: float | None) -> Poi
     return Point(method, figures)
 
 
-def facts(summary: dict[str, Any]) -> str:
-    """What was run, on what, as a list."""
+def facts(summary: dict[str, Any], base: str | None = None) -> str:
+    """What was run, on what, as a list; `base` says what the base was for, where it was no method."""
     origin = summary["provenance"]
     draws = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in summary["sampling"].items())
     rows = {
         "model": origin["model"],
-        "base": base_line(origin),
+        "base": base_line(origin) if base is None else base,
         "confidence threshold τ": "" if origin["threshold"] is None else f"{origin['threshold']:g}",
         "questions": ", ".join(f"{task} {text}" for task, text in origin["questions"].items()),
         "wordings": "held out from training" if origin["held_out"] else "",

@@ -83,7 +83,9 @@ class Run:
     def go(self) -> None:
         """Make every missing sample."""
         total = sum(len(task.questions) for task in self.tasks) * len(self.methods) * self.options.samples
-        with SampleProgress(total, len(self.samples.lines)) as progress:
+        names = {one.method for one in self.methods}
+        done = sum(method in names for _, _, method, _ in self.samples.lines)
+        with SampleProgress(total, done) as progress:
             self._warm_up()
             for jobs in self._schedule():
                 lines = self._answer(jobs)
@@ -132,12 +134,18 @@ class Run:
         try:
             prompts = [one.engine.encode(job.question.messages) for job in jobs]
             completions = self._complete(one, prompts, [job.seed for job in jobs], arrived)
-            return [job.line(full, self.options.budget) for job, full in zip(jobs, completions, strict=True)]
+            return self._lines(jobs, prompts, completions)
         except Exception as error:
             if len(jobs) > 1:
                 return [line for job in jobs for line in self._answer([job])]
             log.warning("%s failed: %s", jobs[0].key, error)
             return [jobs[0].failed(error)]
+
+    def _lines(
+        self, jobs: Sequence[Job], prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
+    ) -> list[Line]:
+        """What is written down of a batch."""
+        return [job.line(full, self.options.budget) for job, full in zip(jobs, completions, strict=True)]
 
     def _complete(
         self,
@@ -153,6 +161,7 @@ class Run:
             max_new_tokens=max_new_tokens or self.options.budget.max_new_tokens(one.tokens_per_slot),
             method=one.method,
             threshold=one.threshold,
+            force_acceptance=one.force_acceptance,
             seeds=seeds,
             arrived=arrived,
         )

@@ -153,6 +153,13 @@ class Rollout(Section):
     top_k: int = Field(default=20, ge=0)
     presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    tail: float | None = Field(
+        default=2.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="answers that need more than this many times the steps of three quarters of their batch are cut "
+        "there, so that a few long ones do not hold it up; null: none are",
+    )
 
 
 class Divergence(Section):
@@ -243,4 +250,6 @@ def _usage_error(kind: type[Section], error: ValidationError) -> UsageError:
         close = difflib.get_close_matches(str(location[-1]), _fields(kind, location), n=1, cutoff=0.5)
         return UsageError(field, "unknown key", f"did you mean {close[0]!r}?" if close else "remove it")
     problem = first["msg"].removeprefix("Value error, ")
+    if not location:  # of the whole recipe: the message names the field
+        field, _, problem = problem.partition(": ")
     return UsageError(field, problem[0].lower() + problem[1:], "correct the recipe or the override")

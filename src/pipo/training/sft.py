@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
@@ -22,6 +22,7 @@ from pipo.families import has_trained_mtp, text_config
 from pipo.save import save_model
 from pipo.shipped import adapter_of, resolve
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
+from pipo.training.teacher import check_same_tokens
 from pipo.training.trainer import PairTrainer, StepTrainer, draft_counts, next_token_counts
 
 log = logging.getLogger("pipo")
@@ -83,9 +84,21 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
     return get_peft_model(model, config)
 
 
+def newest_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint. The trainer's state is written last: one without was torn by a kill."""
+    folders = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
 def last_checkpoint(folder: str, resume: bool) -> str | None:
     """Where to go on. Refuses to train over another run's checkpoints."""
-    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    found = newest_checkpoint(Path(folder))
     if found and not resume:
         raise UsageError("output", f"{folder} holds a run already", "pass --resume to go on, or choose another folder")
     return found
@@ -149,15 +162,22 @@ def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
 
 def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """PIPO-SFT (paper sec. 3.2)."""
+    if recipe.loss.teacher is not None:
+        check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.loss.teacher)), "loss.teacher")
     model: Any = load_student(recipe)
-    pad = model.config.pad_token_id
+    pad, noise = model.config.pad_token_id, model.judges_drafts
     if recipe.lora:
         model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
 
     def pairs(files: list[str]) -> PairDataset:
         pads = recipe.pads
         return PairDataset(
-            chats(recipe, files, tokenizer), pad, scheme=pads.scheme, max_ratio=pads.max_ratio, seed=args.seed
+            chats(recipe, files, tokenizer),
+            pad,
+            scheme=pads.scheme,
+            max_ratio=pads.max_ratio,
+            seed=args.seed,
+            noise=noise,
         )
 
     return PairTrainer(

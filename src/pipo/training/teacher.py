@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipo.base import load_base
+from pipo.errors import UsageError
 from pipo.pairing import pad_mask, token1_targets, token2_targets
 from pipo.shipped import resolve
-from pipo.training.divergence import Compare
+from pipo.training.divergence import Compare, acceptance
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,37 @@ class TeacherStates:
         shifted = F.pad(self.hidden, (0, 0, 1, 0))[:, :-1]  # state p - 1 predicts the token at p
         return (token1_targets if predictor == 1 else token2_targets)(shifted)
 
-    def loss(self, logits: Tensor, targets: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:  # [C, V], [C], [C, H]
+    def loss(
+        self,
+        logits: Tensor,  # [C, V] of the student
+        targets: Tensor,  # [C]
+        states: Tensor,  # [C, H] of the teacher
+        drafts: Tensor | None = None,  # [C] what the confidence head judges, where it sees the drafted token
+    ) -> tuple[Tensor, Tensor]:  # [C], [C]
         """What `compare` makes of the student's and the teacher's logits and the token."""
-        return self.compare(logits, (states @ self.head.t()).float(), targets)
+        logits, teacher = same_width(logits, (states @ self.head.t()).float())
+        loss, target = self.compare(logits, teacher, targets)
+        return loss, target if drafts is None else acceptance(logits, teacher, drafts)
+
+
+def same_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # [C, V], [C, V'] -> [C, min(V, V')] x 2
+    """Logits of the tokens that both have: a student may have a row for PAD, and heads are padded to round numbers."""
+    width = min(student.shape[-1], teacher.shape[-1])
+    return student[:, :width], teacher[:, :width]
+
+
+def check_same_tokens(student: Any, teacher: Any, field: str = "teacher") -> None:
+    """The teacher reads the student's ids: every token but PAD, and the end of a turn, must be the same."""
+    if _vocabulary(student, student.pad_token) != _vocabulary(teacher, student.pad_token):
+        raise UsageError(field, "its tokenizer is another than the student's", "choose a teacher of the same family")
+    if student.eos_token_id != teacher.eos_token_id:
+        problem = f"its EOS is {teacher.eos_token!r}, the student's {student.eos_token!r}"
+        raise UsageError(field, problem, "give both the same eos_token")
+
+
+def _vocabulary(tokenizer: Any, pad: str) -> dict[str, int]:
+    """Ids of all tokens but the student's PAD, which may be a new one that the teacher never reads."""
+    return {token: number for token, number in tokenizer.get_vocab().items() if token != pad}
 
 
 class Teacher:
@@ -41,9 +70,11 @@ class Teacher:
         self.backbone, self.head, self.compare, self.pad = backbone, head, compare, pad
 
     @classmethod
-    def load(cls, source: str, compare: Compare, pad: int, device: torch.device) -> Teacher:
+    def load(
+        cls, source: str, compare: Compare, pad: int, device: torch.device | str, dtype: str = "float32"
+    ) -> Teacher:
         """`source`: folder, hub id, or `demo-base`."""
-        model: Any = load_base(resolve(source), dtype="float32").eval().requires_grad_(False).to(device)
+        model: Any = load_base(resolve(source), dtype=dtype).eval().requires_grad_(False).to(device)
         return cls(model.base_model, model.get_output_embeddings().weight, compare, pad)
 
     @classmethod
@@ -61,6 +92,7 @@ class Teacher:
         """Drop the PADs, read the text once, and give every position the state of the last real token up to it."""
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         real = mask & ~pad_mask(ids, self.pad)
+        ids = ids.masked_fill(~real, 0)  # PAD may be a token that the teacher does not have
         order = (~real).long().argsort(dim=1, stable=True)  # real tokens first, in order
         clean = self.backbone(
             input_ids=ids.gather(1, order), attention_mask=real.gather(1, order).long(), use_cache=False
