@@ -160,7 +160,8 @@ def test_writing_outside(box, run, tmp_path):
     mine.chmod(0o666)
     program = (
         "import os, sys\n"
-        "for path in (sys.argv[1] + '/new', sys.argv[1] + '/mine', 'main.py', sys.prefix + '/new', '/usr/new', '/new'):\n"
+        "there = sys.argv[1]\n"
+        "for path in (there + '/new', there + '/mine', 'main.py', sys.prefix + '/new', '/usr/new', '/new'):\n"
         "    try: open(path, 'w').write('theirs'); print(path)\n"
         "    except OSError: pass\n"
         "for path in (sys.argv[1] + '/mine', sys.argv[1]):\n"
@@ -245,7 +246,8 @@ def test_nothing_outlives_whoever_ran_it(box, tmp_path):
     shutil.copy(sandbox.__file__, tmp_path / "alone.py")  # without the package, which takes seconds to import
     script = (
         "import sys; from alone import *; print('begun', flush=True); "
-        "Sandbox(*sys.argv[1:3]).run(['python', '-c', 'import time; time.sleep(60)', sys.argv[3]], {}, limits=Limits(60))"
+        "command = ['python', '-c', 'import time; time.sleep(60)', sys.argv[3]]; "
+        "Sandbox(*sys.argv[1:3]).run(command, {}, limits=Limits(60))"
     )
     command = [sys.executable, "-c", script, box.kind, box.python, marker]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path)

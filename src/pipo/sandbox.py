@@ -6,8 +6,9 @@ Three kinds, the first that works here is used (`best`), and `Sandbox.protection
 - namespaces: this file makes them itself: own processes, no network, own file system with the interpreter read-only.
 - rlimits: limits alone, and Landlock where the kernel has it. Weaker: see `protection`.
 
-In the first two a program has a process namespace, which ends with it, so that nothing that it started outlives it. This file is also the
-program that sets limits and then becomes the code (`python sandbox.py JSON`), so it imports the standard library only.
+In the first two a program has a process namespace of its own, which ends with it, so nothing that it started outlives
+it. This file is also the program that sets limits and then becomes the code (`python sandbox.py JSON`), so it imports
+the standard library only.
 """
 
 from __future__ import annotations
