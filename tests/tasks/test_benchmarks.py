@@ -122,10 +122,9 @@ def test_longbench_by_length(tmp_path):
     assert list(ids.values()) == [["short1", "short3"], ["medium2"], ["long0"]]
     asked = found["longbench_v2"].questions[0].messages[0]["content"]
     assert asked.index("written by Cy") < asked.index("Who wrote it?") < asked.index("C) Cy")
+    path.write_text(json.dumps([LONG[0] | {"length": "huge"}]))
     with pytest.raises(UsageError, match=r"\[0\] length: 'huge' is none of"):
-        write_json = tmp_path / "bad.json"
-        write_json.write_text(json.dumps([LONG[0] | {"length": "huge"}]))
-        load(f"longbench_v2={write_json}", None, 0)
+        load(f"longbench_v2={path}", None, 0)
     with pytest.raises(UsageError, match="no row is of longbench_v2_long"):
         load(f"longbench_v2_long={write(tmp_path / 'short.jsonl', LONG[1:2])}", None, 0)
 
@@ -148,11 +147,11 @@ def test_livecodebench_takes_late_contests(tmp_path, suffix):
     rows = [coding(contest_date="2025-01-31T00:00:00"), coding(), coding(**CALLED)]
     path = write(tmp_path / "test6.jsonl", rows)
     if suffix == "parquet":
-        pyarrow = pytest.importorskip("pyarrow", reason="reads parquet")
-        import pyarrow.parquet
+        parquet = pytest.importorskip("pyarrow.parquet", reason="reads parquet")
+        from pyarrow import Table
 
         path = tmp_path / "test6.parquet"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        parquet.write_table(Table.from_pylist(rows), path)
     task = load(f"livecodebench_v6={path}", None, 0)
     assert [question.id for question in task.questions] == ["abc_1", "lc_1"]
     first, second = (question.messages[0]["content"] for question in task.questions)
@@ -355,9 +354,8 @@ def test_without_the_hub_the_file_form_is_named(monkeypatch, tmp_path):
         with pytest.raises(UsageError) as caught:
             load(name, 1, 0)
         assert f"{name}=FILE" in str(caught.value) and "pipo-lm[hub]" in str(caught.value)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"cannot get livecodebench/.*livecodebench_v6=FILE") as caught:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         load("livecodebench_v6", 1, 0)
     assert "\n" not in str(caught.value)
 
@@ -371,8 +369,8 @@ def test_hub_ids_are_loaded_through_datasets(monkeypatch, tmp_path):
     folder.mkdir(parents=True)
     write(folder / "test.jsonl", [{"id": "0", "problem": "1 + 69?", "answer": "70"}])
     assert [question.answer for question in load("aime2025", None, 0).questions] == ["70"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"cannot get HuggingFaceH4/MATH-500 .*math500=FILE"):
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         load("math500", 1, 0)
 
 

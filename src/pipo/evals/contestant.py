@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from pipo.shipped import resolve
 
 @dataclass
 class Contestant:
-    """A method with its model. `threshold` is None where nothing is drafted."""
+    """A method with its model. `threshold` is None where nothing is drafted.
+
+    original: whose loaded model serves here too.
+    """
 
     method: str
     name: str  # as the user calls the model
@@ -28,11 +31,18 @@ class Contestant:
     threshold: float | None
     dtype: str
     device: str
+    original: Contestant | None = None
 
     @cached_property
     def engine(self) -> LocalEngine:
         """The loaded model, once."""
+        if self.original is not None:
+            return self.original.engine
         return LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
+
+    def variant(self, method: str, threshold: float) -> Contestant:
+        """The same model, loaded once for both, with another threshold."""
+        return replace(self, method=method, threshold=threshold, original=self.original or self)
 
     @property
     def tokens_per_slot(self) -> int:
@@ -61,13 +71,14 @@ def contestants(options: EvalOptions) -> list[Contestant]:
         raise UsageError("--methods", f"{options.model} is no PIPO model", "use --methods regular")
     if not is_pipo and options.base is not None:
         raise UsageError("--base", f"{options.model} is uncompressed itself", "leave --base out")
-    common = {"dtype": options.dtype, "device": options.load_device()}
+    common: dict[str, Any] = {"dtype": options.dtype, "device": options.load_device()}
     found = []
     if "regular" in methods:
         name = _base(options, config) if is_pipo else options.model
         found.append(Contestant("regular", name, resolve(name), None, **common))
     if "pipo" in methods:
-        found.append(Contestant("pipo", options.model, path, _threshold(options, path), **common))
+        one = Contestant("pipo", options.model, path, _threshold(options, path), **common)
+        found += [one.variant(f"pipo@{t:g}", t) for t in options.thresholds] or [one]
     return found
 
 

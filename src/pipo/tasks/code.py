@@ -100,19 +100,19 @@ def passes(program: Program, tests: Suite) -> bool:
     """Whether there are tests and the program answers all of them rightly; after the first failure it is not run."""
     command, files = _prepared(program, tests)
     verdict = False
-    for case in tests.cases if command is not None else ():
+    for case in tests.cases if command else ():
         verdict = _passes(command, files, case, tests)
         if not verdict:
             break
     return verdict
 
 
-def _prepared(program: Program, tests: Suite) -> tuple[list[str] | None, dict[str, bytes]]:
-    """The command that runs the program, and its files; no command where it does not compile."""
+def _prepared(program: Program, tests: Suite) -> tuple[list[str], dict[str, bytes]]:
+    """The command that runs the program, and its files; an empty command where it does not compile."""
     source = program.source.encode("utf-8", "replace")
     if program.language == "cpp":
         compiled = sandbox().run(["sh", "-c", COMPILE], {"main.cpp": source}, limits=COMPILE_LIMITS)
-        return ["./main"] if compiled.ok else None, {"main": compiled.stdout}
+        return ["./main"] if compiled.ok else [], {"main": compiled.stdout}
     if tests.function is None:
         return ["python", "main.py"], {"main.py": source}
     harness = f"{IMPORTS}\nNAME = {tests.function!r}\n{CALL}"
