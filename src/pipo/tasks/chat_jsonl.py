@@ -14,10 +14,10 @@ score = boxed.score
 
 def question(task: str, index: int, where: str, row: Row) -> Question:
     """`messages` are asked as they are."""
-    return Question(str(row.get("id", index)), task, None, _messages(where, row), gold(where, row), None)
+    return Question(str(row.get("id", index)), task, None, messages(where, row), gold(where, row), None)
 
 
-def _messages(where: str, row: Row) -> list[dict[str, str]]:
+def messages(where: str, row: Row) -> list[dict[str, str]]:
     if "messages" not in row:
         return boxed.messages(text(where, row, "question"))
     chat = row["messages"]
