@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from pipo.decoding.reader import left_pad
 from pipo.errors import UsageError
 from pipo.pairing import Slot
 from pipo.shipped import resolve
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,18 +131,21 @@ class LocalEngine:
         force_acceptance: float | None = None,
         seeds: Sequence[int] | None = None,
         ignore_eos: bool = False,
+        stop_strings: Sequence[str] = (),
         on_slot: Callable[[int, Slot], None] | None = None,
         arrived: float | None = None,
     ) -> list[Completion]:
         """Decode a batch. With `seeds`, one a prompt, an answer does not depend on the rest of its batch.
 
-        `arrived` (`time.perf_counter()`) is when the request came in, before tokenization. Times are given for a
-        batch of one.
+        An answer ends with the first of `stop_strings` that it contains. `arrived` (`time.perf_counter()`) is when the
+        request came in, before tokenization. Times are given for a batch of one.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         pad = self.model.config.pad_token_id if self.is_pipo else (self.tokenizer.pad_token_id or 0)
         ids, mask = left_pad(prompts, pad, self.model.device)
         options: dict[str, Any] = {"eos_token_id": None} if ignore_eos else {}
+        if stop_strings:
+            options |= {"stop_strings": list(stop_strings), "tokenizer": self.tokenizer}
         out = generate(
             self.model,
             input_ids=ids,
@@ -175,6 +181,13 @@ class LocalEngine:
             tpot_ms=1000 * loop_s / later if alone and later else None,
             kv_bytes=out.kv_bytes or 0,
         )
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last of what is left."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def pick_device(name: str) -> str:

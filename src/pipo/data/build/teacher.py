@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from pipo.data.build.recipe import Answers, BuildRecipe
@@ -124,20 +123,14 @@ def _request(answers: Answers) -> dict[str, Any]:
 
 
 def _ask_local(recipe: BuildRecipe, orders: Iterator[Order], put: Put) -> None:
-    from pipo.engine import LocalEngine, Sampling, pick_device
+    from pipo.engine import LocalEngine, Sampling, batches, pick_device
 
     teacher, answers = recipe.teacher, recipe.answers
     engine = LocalEngine.load(teacher.model, dtype=teacher.dtype, device=pick_device(teacher.device))
     sampling = Sampling(answers.temperature, answers.top_p, answers.top_k, answers.presence_penalty).check()
-    for batch in _batches(orders, teacher.batch_size):
+    for batch in batches(orders, teacher.batch_size):
         prompts = [engine.encode(order.messages, answers.thinking) for order in batch]
         seeds = [order.seed for order in batch]
         found = engine.complete(prompts, sampling=sampling, max_new_tokens=answers.max_tokens, seeds=seeds)
         pairs = zip(batch, found, strict=True)
         put([_row(o, one.text, len(one.token_ids), one.finish_reason, answers.prefix) for o, one in pairs])
-
-
-def _batches(orders: Iterable[Order], size: int) -> Iterator[list[Order]]:
-    iterator = iter(orders)
-    while batch := list(islice(iterator, size)):
-        yield batch
