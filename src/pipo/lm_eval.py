@@ -6,7 +6,7 @@ which takes the same arguments: `python -m pipo.lm_eval run --model pipo --model
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -22,7 +22,6 @@ from pipo.engine import LocalEngine, Sampling, batches, pick_device
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE, accepts_none, check_threshold, pad_to_even, token1_targets, token2_targets
 
-log = logging.getLogger("pipo")
 MAX_NEW_TOKENS = 256  # where a task names none
 KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -196,4 +195,7 @@ def _cut(text: str, until: Sequence[str]) -> str:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except UsageError as error:
+        sys.exit(f"error: {error}")
