@@ -13,7 +13,7 @@ from pipo_cli.calibrate import calibrate
 from pipo_cli.chat import chat
 from pipo_cli.check import check
 from pipo_cli.convert import convert
-from pipo_cli.data import data
+from pipo_cli.data import DataCommand, data
 from pipo_cli.distill import distill
 from pipo_cli.env import env
 from pipo_cli.errors import OneLineErrors
@@ -70,7 +70,7 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 for name, verb in VERBS.items():
-    app.command(name)(verb)
+    app.command(name, cls=DataCommand if verb is data else None)(verb)
 
 
 def main() -> None:

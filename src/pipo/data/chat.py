@@ -106,12 +106,21 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], prefix: st
     return Tokens(ids, labels)
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-    """The chat template's text. Raises `UsageError` where the tokenizer has none."""
+def render(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool, thinking: bool | None = None
+) -> str:
+    """The chat template's text; `thinking` is its `enable_thinking`, None its default.
+
+    Raises `UsageError` where the tokenizer has no template, or its template no such switch.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("chat_template", "the tokenizer has none", "add chat_template.jinja to the model's folder")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    return str(text)
+    options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
+    if thinking is not None:
+        if "enable_thinking" not in str(tokenizer.chat_template):
+            raise UsageError("--thinking", "the model's chat template has no enable_thinking", "leave it out")
+        options["enable_thinking"] = thinking
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
 
 
 def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:

@@ -87,7 +87,8 @@ def contestants(options: EvalOptions) -> list[Contestant]:
             _check_drafts(method, name, base)
             found.append(Contestant(method, name, resolve(name), None, **common))
     if "pipo" in methods:
-        found.append(Contestant("pipo", options.model, path, _threshold(options, path), **common))
+        one = Contestant("pipo", options.model, path, _threshold(options, path), **common)
+        found += [one.variant(f"pipo@{t:g}", t) for t in options.thresholds] or [one]
     return found
 
 

@@ -25,6 +25,7 @@ class EvalOptions:
     """One run. `methods` None: regular and, for a PIPO model, pipo; `limit` None: the task's own number of questions.
 
     `pass_k`: the k of pass@k, None for `samples`. It may change from one call to the next on the same folder.
+    `thresholds`: instead of `pipo`, a method `pipo@τ` for each. `thinking` None: as the chat template likes.
     """
 
     model: str
@@ -39,6 +40,8 @@ class EvalOptions:
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     threshold: float | None = None
+    thresholds: tuple[float, ...] = ()
+    thinking: bool | None = None
     engine: str = "local"
     batch_size: int = 8
     dtype: str = "auto"
@@ -62,6 +65,7 @@ class EvalOptions:
         self.sampling.check()
         if self.threshold is not None:
             check_threshold(self.threshold)
+        _check_sweep(self.thresholds, self.threshold)
         if find_spec("matplotlib") is None:
             raise UsageError("eval", "matplotlib is not installed", "pip install 'pipo-lm[eval]'")
 
@@ -107,6 +111,16 @@ def _check_name(option: str, name: str, valid: tuple[str, ...], planned: tuple[s
         near = difflib.get_close_matches(name, valid, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(option, f"unknown name {name!r}", f"{hint}valid: {', '.join(valid)}")
+
+
+def _check_sweep(thresholds: tuple[float, ...], threshold: float | None) -> None:
+    for value in thresholds:
+        check_threshold(value)
+    if thresholds and threshold is not None:
+        raise UsageError("--thresholds", "goes without --threshold", "leave one of them out")
+    names = [f"{value:g}" for value in thresholds]
+    if len(set(names)) < len(names):
+        raise UsageError("--thresholds", f"{', '.join(names)} names one twice", "name each once")
 
 
 def _check_count(option: str, value: int | None) -> None:

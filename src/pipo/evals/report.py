@@ -56,6 +56,9 @@ def write_report(folder: Path, summary: dict[str, Any], lines: Sequence[Line]) -
 def _point(method: str, figures: dict[str, Any], threshold: float | None) -> Point:
     if method == "pipo":
         return Point(f"pipo (τ = {threshold:g})", figures, threshold)
+    name, _, swept = method.partition("@")
+    if name == "pipo":
+        return Point(method, figures, float(swept))
     return Point(method, figures)
 
 
@@ -69,6 +72,7 @@ def facts(summary: dict[str, Any], base: str | None = None) -> str:
         "confidence threshold τ": "" if origin["threshold"] is None else f"{origin['threshold']:g}",
         "questions": ", ".join(f"{task} {text}" for task, text in origin["questions"].items()),
         "wordings": "held out from training" if origin["held_out"] else "",
+        "thinking": {None: "", True: "on", False: "off"}[origin.get("thinking")],
         "budget": summary["budget"],
         "sampling": "greedy" if summary["sampling"]["temperature"] == 0 else draws,
         "seed": summary["seed"],
@@ -105,9 +109,21 @@ def section(task: str, points: Sequence[Point]) -> str:
     head = f"## {task}\n\n{first['n_questions']} questions, {first['samples']} samples each{passes}."
     rows = [[point.label, *(cell(point.figures.get(key), form) for key, form in COLUMNS.values())] for point in points]
     tables = [head, table(["method", *COLUMNS], rows)]
+    if len(points[0].figures.get("buckets", ())) > 1:
+        tables.append(buckets_table(points))
     if "parts" in points[0].figures:
         tables.append(parts_table(points))
     return "\n\n".join(tables)
+
+
+def buckets_table(points: Sequence[Point]) -> str:
+    """avg@k / pass@k had decoding stopped at smaller budgets, a row a method."""
+    sizes = points[0].figures["buckets"]
+    rows = []
+    for point in points:
+        found = [point.figures["buckets"][size] for size in sizes]
+        rows.append([point.label, *(f"{one['avg_at_k']:.1%} / {one['pass_at_k']:.1%}" for one in found)])
+    return table(["avg@k / pass@k within", *sizes], rows)
 
 
 def parts_table(points: Sequence[Point]) -> str:
