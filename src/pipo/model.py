@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipo.errors import UsageError
 from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
 from pipo.mtp import MtpHead
 from pipo.pairing import IGNORE, check_even, pair_mask, pair_positions, token1_targets, token2_targets
+from pipo.shortlist import check_ids, first_ids
 
 
 @dataclass
@@ -66,6 +68,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         self.compressor = Compressor(size, config.compressor, config.compressor_residual)
         self.mtp = MtpHead(self.backbone, norm)
         self.confidence_head = ConfidenceHead(size, norm(2 * size))
+        self.register_buffer("draft_ids", first_ids(config.draft_vocab_size, config.vocab_size, config.pad_token_id))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -88,6 +91,14 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         logits: Tensor = self.confidence_head(backbone_hidden, mtp_hidden)
         return torch.sigmoid(logits.float())
 
+    def set_shortlist(self, ids: Sequence[int] | Tensor | None) -> None:
+        """Choose drafts from these tokens alone; None: from all. Raises `UsageError`. See `pipo.shortlist`."""
+        if ids is not None:
+            ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)
+            check_ids(ids, self.config.vocab_size, self.config.pad_token_id)
+        self.draft_ids = ids
+        self.config.draft_vocab_size = None if ids is None else len(ids)
+
     def forward(
         self,
         input_ids: Tensor,  # [B, T], T even
@@ -98,7 +109,11 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         teacher: Any = None,  # pipo.training.teacher.TeacherStates
         **_: Any,
     ) -> PipoOutput:
-        """Teacher-forced pass over whole pairs (paper sec. 3.2). Losses divide by `num_items_in_batch` where given."""
+        """Teacher-forced pass over whole pairs (paper sec. 3.2). Losses divide by `num_items_in_batch` where given.
+
+        A shortlist does not narrow the draft's logits or its loss. The listed logits are the same numbers either way,
+        every target keeps its gradient, and the list can be chosen, changed or dropped after training.
+        """
         check_even(input_ids.shape[1])
         kwargs: dict[str, Any] = {"use_cache": False}
         if attention_mask is not None and not attention_mask.all():
@@ -184,4 +199,6 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
                     f"{kind.replace('_keys', '')} tensors {listed}",
                     "save the model again",
                 )
+        if model.draft_ids is not None and not model.draft_ids.is_meta:
+            check_ids(model.draft_ids, model.config.vocab_size, model.config.pad_token_id)
         return (model, info) if wants_info else model

@@ -146,6 +146,11 @@ def export_published(model: PipoForCausalLM, folder: Path) -> None:
     """Write the authors' merged layout. Raises `UsageError` where it cannot hold the model."""
     if model.config.compressor_residual:
         raise UsageError("MODEL", "its compressor has a residual", "the authors' layout holds compressors without one")
+    if model.config.draft_vocab_size is not None:
+        problem = f"its drafts have a shortlist (draft_vocab_size {model.config.draft_vocab_size})"
+        raise UsageError(
+            "MODEL", problem, "export the model that the list was added to: the authors' layout holds none"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
     if model.config.tie_word_embeddings:
