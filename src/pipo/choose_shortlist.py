@@ -58,25 +58,24 @@ def shortlist(
     ranked = rank(counted, first, model.config.pad_token_id)
     wanted = _check_sizes(sizes, len(first), len(ranked)) or _ladder(len(first), model.config.vocab_size)
     rows = [judge(model, size, ranked, counted, held_out) for size in wanted]
-    best = max((row for row in rows if row.pays), key=lambda row: row.expected, default=None)
-    report = {
+    best = max(rows, key=lambda row: row.expected)
+    without = speedup_limit(model, None)
+    if output is not None:
+        if not best.pays:
+            problem = f"at best {best.expected:.3f} times regular decoding (with {best.size}), {without:.3f} without"
+            raise UsageError("--size", problem, "try other sizes, or do without a shortlist")
+        model.set_shortlist(ranked[: best.size].sort().values)
+        facts = made_from(path) | {"shortlist": vars(best) | {"model": source, "data": list(files)}}
+        save_model(model, tokenizer, output, **facts)
+    return {
         "model": source,
         "vocab_size": model.config.vocab_size,
         "tokens_counted": int(counted.sum()),
         "tokens_held_out": int(held_out.sum()),
-        "limit_without": speedup_limit(model, None),
+        "limit_without": without,
         "sizes": [vars(row) for row in rows],
-        "best": None if best is None else best.size,
+        "best": best.size if best.pays else None,
     }
-    if output is not None:
-        if best is None:
-            listed, bound = ", ".join(map(str, wanted)), _against(rows, report["limit_without"])
-            problem = f"no list of {listed} tokens pays ({bound})"
-            raise UsageError("--size", problem, "try others, or do without a shortlist")
-        model.set_shortlist(ranked[: best.size].sort().values)
-        facts = made_from(path) | {"shortlist": vars(best) | {"model": source, "data": list(files)}}
-        save_model(model, tokenizer, output, **facts)
-    return report
 
 
 def count_answers(files: Sequence[str], tokenizer: Any, vocab_size: int) -> tuple[Tensor, Tensor]:  # [V], [V]
@@ -108,12 +107,12 @@ def always(tokenizer: Any, model: Any) -> set[int]:
     return {i for i in ids if i < model.config.vocab_size} - {model.config.pad_token_id}
 
 
-def rank(counts: Tensor, first: set[int], pad: int) -> Tensor:  # [V] -> ids [V-1]
+def rank(counts: Tensor, first: set[int], pad: int | None) -> Tensor:  # [V] -> ids [V-1]
     """Every token but PAD: `first`, then by frequency; of two equally frequent ones the lower id, the earlier merge."""
     weight = counts.clone()
     weight[sorted(first)] += counts.sum() + 1
     ranked = weight.sort(descending=True, stable=True).indices
-    return ranked[ranked != pad]
+    return ranked if pad is None else ranked[ranked != pad]
 
 
 def judge(model: Any, size: int, ranked: Tensor, counted: Tensor, held_out: Tensor) -> Size:
@@ -133,7 +132,3 @@ def _check_sizes(sizes: Sequence[int], fewest: int, most: int) -> list[int]:
 
 def _ladder(fewest: int, vocab_size: int) -> list[int]:
     return sorted({max(fewest, vocab_size // part) for part in LADDER})
-
-
-def _against(rows: Sequence[Size], without: float) -> str:
-    return f"at best {max(row.expected for row in rows):.3f} times regular decoding, {without:.3f} without"

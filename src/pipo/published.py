@@ -148,9 +148,7 @@ def export_published(model: PipoForCausalLM, folder: Path) -> None:
         raise UsageError("MODEL", "its compressor has a residual", "the authors' layout holds compressors without one")
     if model.config.draft_vocab_size is not None:
         problem = f"its drafts have a shortlist (draft_vocab_size {model.config.draft_vocab_size})"
-        raise UsageError(
-            "MODEL", problem, "export the model that the list was added to: the authors' layout holds none"
-        )
+        raise UsageError("MODEL", problem, "the authors' layout holds none; export the model that it was added to")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
     if model.config.tie_word_embeddings:

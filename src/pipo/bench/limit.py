@@ -36,9 +36,8 @@ def pair_step_bytes(model: Any, kv_bytes: float, drafts: bool = True) -> float:
     backbone = model.backbone
     step = _bytes(backbone) - _bytes(backbone.get_input_embeddings()) + _bytes(model.compressor) + head_bytes(model)
     if drafts:
-        step += (
-            _bytes(model.mtp) + _bytes(model.confidence_head) + draft_head_bytes(model, model.config.draft_vocab_size)
-        )
+        step += _bytes(model.mtp) + _bytes(model.confidence_head)
+        step += draft_head_bytes(model, model.config.draft_vocab_size)
     return step + kv_bytes
 
 
