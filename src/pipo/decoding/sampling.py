@@ -20,7 +20,7 @@ NEED_NO_HISTORY = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """In transformers' order top-k comes before all but temperature, and only processors of scores come after it."""
 
 NOTHING = -1
-"""In place of a token where the processors rule out all, as those of a grammar may rule out a whole shortlist."""
+"""In place of a token where logits and processors together rule out all: a grammar may leave none of a shortlist."""
 
 
 class PresencePenalty(LogitsProcessor):
@@ -45,8 +45,8 @@ class Sampler:
     def __call__(self, logits: Tensor, histories: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
         """logits [B, V]; histories: one [1, T_i] a row, what its processors see; rows: generator of each row."""
         scores, ids = self._process(logits.float(), histories)
-        none = scores.amax(-1) == float("-inf")
-        scores = scores.masked_fill(none[:, None], 0.0)
+        ruled_out = scores.amax(-1, keepdim=True) == float("-inf")
+        scores = scores.masked_fill(ruled_out, 0.0)
         if not self.do_sample:
             choice = scores.argmax(-1, keepdim=True)
         elif self.generators is None:
@@ -55,7 +55,9 @@ class Sampler:
             probabilities = torch.softmax(scores, dim=-1)
             pairs = zip(probabilities, rows, strict=True)
             choice = torch.stack([torch.multinomial(p, 1, generator=self.generators[row]) for p, row in pairs])
-        return (choice if ids is None else ids.gather(1, choice)).squeeze(1).masked_fill(none, NOTHING)
+        token = choice if ids is None else ids.gather(1, choice)
+        ruled_out |= logits.gather(1, token) == float("-inf")  # some processors force what the logits rule out
+        return token.masked_fill(ruled_out, NOTHING).squeeze(1)
 
     def _process(self, scores: Tensor, histories: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Scores [B, V], or of the k best tokens [B, k] with their ids: what comes after top-k sees these alone."""
