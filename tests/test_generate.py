@@ -11,6 +11,7 @@ from pipo.decoding.generate import generate
 from pipo.decoding.reader import PairReader, left_pad
 from pipo.errors import UsageError
 from pipo.pairing import Slot, pad_to_even
+from pipo.shortlist import restrict
 
 THRESHOLDS = (0.0, 0.5, 1.5)
 LENGTHS = (1, 2, 3, 7, 8, 20, 33, 50)
@@ -52,7 +53,8 @@ def uncached(model, prompt, threshold, count):
     while len(out) < count:
         token1 = best(model(input_ids=torch.tensor([[*ids, 5, 5]]), return_logits=True).logits[0, -2])
         full = model(input_ids=torch.tensor([[*ids, token1, 5]]), return_logits=True)
-        token2, confidence = best(full.mtp_logits[0, -1]), torch.sigmoid(full.confidence_logits[0, -1])
+        token2 = best(restrict(full.mtp_logits[0, -1], model.draft_ids))
+        confidence = torch.sigmoid(full.confidence_logits[0, -1])
         keep = len(out) + 1 < count and bool(confidence >= threshold)
         out += [token1, token2] if keep else [token1]
         ids += [token1, token2 if keep else pad]

@@ -23,6 +23,7 @@ from pipo_cli.inspect import inspect
 from pipo_cli.published import export, import_
 from pipo_cli.quiet import quiet
 from pipo_cli.sft import sft
+from pipo_cli.shortlist import shortlist
 
 app = typer.Typer(
     name="pipo",
@@ -59,6 +60,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "data": data,
     "sft": sft,
     "distill": distill,
+    "shortlist": shortlist,
     "generate": generate,
     "chat": chat,
     "eval": eval_,

@@ -66,9 +66,9 @@ def bench(
     wanted = BenchOptions(
         model=model,
         base=base,
-        prompt_lengths=_numbers("--prompt-lengths", prompt_lengths),
+        prompt_lengths=options.numbers("--prompt-lengths", prompt_lengths),
         new_tokens=new_tokens,
-        concurrency=_numbers("--concurrency", concurrency),
+        concurrency=options.numbers("--concurrency", concurrency),
         methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
         threshold=options.check_threshold(threshold),
         force_acceptance=force_acceptance,
@@ -86,16 +86,6 @@ def bench(
         typer.echo(json.dumps(result))
     else:
         _print(result)
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers above 0, as 128,2048", param_hint=flag)
-    return numbers
 
 
 def _measure(measure: Any, wanted: Any) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 from pipo.decoding.reader import PairReader, TokenReader
-from pipo.decoding.sampling import Sampler
+from pipo.decoding.sampling import NOTHING, Sampler
+from pipo.errors import UsageError
 from pipo.pairing import Slot, accept, accepts_none
 
 OnSlot = Callable[[int, Slot], None]
@@ -136,6 +137,8 @@ class Loop:
         """One slot for every live row; returns the ids that the next step reads."""
         token1 = self._draw(self.reader.logits(hidden), rows, live)
         first = token1.tolist()
+        if NOTHING in first:
+            raise UsageError("logits_processor", "rules out every token", "leave at least one")
         for row, token in zip(live, first, strict=True):
             self._take(rows[row], token)
         if not isinstance(self.reader, PairReader):
@@ -148,12 +151,13 @@ class Loop:
         open_ = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
         if open_:
             index = torch.tensor(open_, device=hidden.device)
-            drafts = self._draw(self.reader.logits(states[index]), rows, [live[i] for i in open_])
-            confidence = self.reader.confidence(index, states[index], drafts)
-            kept = self.policy(confidence, [live[i] for i in open_])
+            drafts = self._draw(self.reader.draft_logits(states[index]), rows, [live[i] for i in open_])
+            confidence = self.reader.confidence(index, states[index], drafts.clamp(min=0))
+            kept = self.policy(confidence, [live[i] for i in open_]) & (drafts != NOTHING)
             pad[index] = torch.where(kept, drafts, pad[index])
             for i, draft, c, k in zip(open_, drafts.tolist(), confidence.tolist(), kept.tolist(), strict=True):
-                slots[i] = Slot(first[i], draft, c, k)
+                if draft != NOTHING:
+                    slots[i] = Slot(first[i], draft, c, k)
                 if k:
                     self._take(rows[live[i]], draft)
         return self._close(rows, live, slots, torch.stack([token1, pad], dim=1))

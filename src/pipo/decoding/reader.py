@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipo.decoding.cache import kv_bytes, make_cache
 from pipo.pairing import pad_to_even, pair_mask, pair_positions
+from pipo.shortlist import Shortlist
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:  # [B, T], mask [B, T]
@@ -105,6 +106,7 @@ class PairReader:
         self.pad: int = model.config.pad_token_id
         self.cache = make_cache(model.backbone.config)
         self.mtp_cache = make_cache(model.mtp.config)
+        self.shortlist = Shortlist.of(model)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:  # -> [B, H]
         """Prompts are padded to whole pairs at their end, the batch at its left."""
@@ -157,6 +159,10 @@ class PairReader:
         out: Tensor = self.model.lm_head(hidden)
         out[:, self.pad] = float("-inf")
         return out
+
+    def draft_logits(self, states: Tensor) -> Tensor:  # [B, H] -> [B, V]
+        """The same for MTP states; a shortlist holds no PAD."""
+        return self.logits(states) if self.shortlist is None else self.shortlist.logits(states)
 
     def select(self, rows: Tensor) -> None:
         self.positions.select(rows)

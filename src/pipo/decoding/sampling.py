@@ -20,6 +20,9 @@ from transformers import (
 NEED_NO_HISTORY = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """In transformers' order top-k comes before all but temperature, and only processors of scores come after it."""
 
+NOTHING = -1
+"""In place of a token where logits and processors together rule out all: a grammar may leave none of a shortlist."""
+
 
 class PresencePenalty(LogitsProcessor):
     """Subtract `penalty` from the logit of every token that was generated already (the prompt does not count)."""
@@ -43,8 +46,12 @@ class Sampler:
     def __call__(self, logits: Tensor, histories: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
         """logits [B, V]; histories: one [1, T_i] a row, what its processors see; rows: generator of each row."""
         scores, ids = self._process(logits.float(), histories)
+        ruled_out = scores.amax(-1, keepdim=True) == float("-inf")
+        scores = scores.masked_fill(ruled_out, 0.0)
         choice = self.pick(torch.softmax(scores, dim=-1) if self.do_sample else scores, rows)[:, None]
-        return (choice if ids is None else ids.gather(1, choice)).squeeze(1)
+        token = choice if ids is None else ids.gather(1, choice)
+        ruled_out |= logits.gather(1, token) == float("-inf")  # some processors force what the logits rule out
+        return token.masked_fill(ruled_out, NOTHING).squeeze(1)
 
     def distribution(self, logits: Tensor, histories: Sequence[Tensor]) -> Tensor:  # [B, V] -> [B, V]
         """The probabilities that a token is drawn with; when greedy, 1 for the best."""
