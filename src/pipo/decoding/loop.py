@@ -120,17 +120,25 @@ class Loop:
             return self._close(rows, live, [Slot(token) for token in first], torch.stack([token1, pad], dim=1))
         states, confidence = self.reader.draft(token1)
         slots = [Slot(token) for token in first]
-        open_ = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
+        open_ = [i for i, row in enumerate(live) if self._drafts(rows[row])]
         if open_:
             index = torch.tensor(open_, device=hidden.device)
             drafts = self._draw(self.reader.logits(states[index]), rows, [live[i] for i in open_])
-            kept = self.policy(confidence[index])
+            kept = self._keep(confidence[index], [rows[live[i]] for i in open_])
             pad[index] = torch.where(kept, drafts, pad[index])
             for i, draft, c, k in zip(open_, drafts.tolist(), confidence[index].tolist(), kept.tolist(), strict=True):
                 slots[i] = Slot(first[i], draft, c, k)
                 if k:
                     self._take(rows[live[i]], draft)
         return self._close(rows, live, slots, torch.stack([token1, pad], dim=1))
+
+    def _drafts(self, row: Row) -> bool:
+        """Is a draft made for this row?"""
+        return row.finish_reason is None
+
+    def _keep(self, confidence: Tensor, rows: Sequence[Row]) -> Tensor:  # [B] -> bool [B]
+        assert self.policy is not None
+        return self.policy(confidence)
 
     def _draw(self, logits: Tensor, rows: Sequence[Row], live: Sequence[int]) -> Tensor:
         return self.sampler(logits, [rows[row].history for row in live], live)
