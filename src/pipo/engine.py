@@ -109,12 +109,12 @@ class LocalEngine:
             )
         return cls(model.to(device), tokenizer)
 
-    def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
-        """A question or chat messages -> the ids of the templated prompt."""
+    def encode(self, prompt: str | Sequence[dict[str, Any]], **options: Any) -> list[int]:
+        """A question or chat messages -> the ids of the templated prompt; `options` are the template's own."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not any(str(message.get("content", "")).strip() for message in messages):
             raise UsageError("PROMPT", "is empty", "write a question")
-        text = render(self.tokenizer, messages, add_generation_prompt=True)
+        text = render(self.tokenizer, messages, add_generation_prompt=True, **options)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

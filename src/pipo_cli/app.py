@@ -21,6 +21,7 @@ from pipo_cli.generate import generate
 from pipo_cli.inspect import inspect
 from pipo_cli.published import export, import_
 from pipo_cli.quiet import quiet
+from pipo_cli.serve import serve
 from pipo_cli.sft import sft
 
 app = typer.Typer(
@@ -60,6 +61,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "distill": distill,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "eval": eval_,
     "bench": bench,
     "check": check,

@@ -106,11 +106,13 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], prefix: st
     return Tokens(ids, labels)
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-    """The chat template's text. Raises `UsageError` where the tokenizer has none."""
+def render(tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool, **options: Any) -> str:
+    """The chat template's text; `options` are the template's own. Raises `UsageError` where the tokenizer has none."""
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("chat_template", "the tokenizer has none", "add chat_template.jinja to the model's folder")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    text = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
+    )
     return str(text)
 
 

@@ -24,6 +24,8 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
 class _Positions:
     """Mask and rotary positions of a left-padded batch; both None (the model's own default) where nothing is padded."""
 
+    mask: Tensor | None
+
     def __init__(self, mask: Tensor) -> None:  # [B, L]
         self._set(mask)
 

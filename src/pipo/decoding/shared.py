@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,30 +93,44 @@ class SharedLoop(Loop):
         if self.positions is not None:
             member.max_steps = self.positions - alone.reader.cache.get_seq_length() + 1
         last = alone._emit(hidden, [member], [0])
-        if member.finish_reason is not None:
-            return
+        if member.finish_reason is None:
+            with self._all_or_none():
+                self._join(alone, last)
+                self.members.append(member)
+
+    def _join(self, alone: SharedLoop, last: Tensor) -> None:
         if not self.members:
             self.reader, self._last = alone.reader, last
-        else:
-            assert self._last is not None
-            self.reader.join(alone.reader, (len(self.members), 1))  # type: ignore[arg-type]
-            self._last = torch.cat([self._last, last])
-        self.members.append(member)
+            return
+        assert self._last is not None
+        self.reader.join(alone.reader, (len(self.members), 1))  # type: ignore[arg-type]
+        self._last = torch.cat([self._last, last])
 
     def step(self) -> None:
-        """One slot for every member. Those that have a `finish_reason`, set by whomever, leave first and after."""
-        self._leave()
-        if self.members:
-            assert self._last is not None
-            hidden = self.reader.step(self._last)
-            self._last = self._emit(hidden, self.members, list(range(len(self.members))))
-            self._leave()
+        """One slot for every member that has not finished."""
+        with self._all_or_none():
+            self.drop_finished()
+            if self.members:
+                assert self._last is not None
+                hidden = self.reader.step(self._last)
+                self._last = self._emit(hidden, self.members, list(range(len(self.members))))
+                self.drop_finished()
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """After an error the caches of the members may differ in length: nobody can go on."""
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
 
     def clear(self) -> None:
         """Drop all members and their caches."""
         self.members, self._last, self.reader = [], None, make_reader(self.model)
 
-    def _leave(self) -> None:
+    def drop_finished(self) -> None:
+        """Those that have a `finish_reason`, set by whomever, leave with all that was kept for them."""
         keep = [i for i, member in enumerate(self.members) if member.finish_reason is None]
         if not keep:
             self.clear()
