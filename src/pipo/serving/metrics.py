@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -19,6 +19,7 @@ class Metrics:
     """Counters of what is over, and gauges of what goes on. Real tokens alone are counted, never PAD."""
 
     def __init__(self, model_name: str, is_pipo: bool) -> None:
+        disable_created_metrics()  # vLLM has none either
         self.registry = CollectorRegistry()
         self.model_name, self.is_pipo = model_name, is_pipo
 

@@ -226,7 +226,9 @@ def explain(errors: list[Any]) -> tuple[str, str]:
         where = ".".join(str(part) for part in error["loc"] if part != "body" and not _is_variant(part))
         message = {"extra_forbidden": "unknown field", "missing": "is missing"}.get(error["type"], error["msg"])
         message = message.removeprefix("Value error, ")
-        line = f"{where}: {message}" if where else message
+        if not where:
+            where, message = "body", f"{message}; send a JSON object as application/json"
+        line = f"{where}: {message}"
         if line not in lines:
             lines.append(line)
     return lines[0].split(":")[0], "; ".join(lines)

@@ -14,6 +14,8 @@ from pipo.serving.service import Answers
 
 Json = dict[str, Any]
 Decode = Callable[[Sequence[int]], str]
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""In a token's text: it is a part of a character, whose bytes are not known here."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _times(generation: Generation, completion: Completion) -> Json:
 def _chat_logprobs(entries: Sequence[TokenLogprob], decode: Decode) -> Json:
     def one(token: int, logprob: float) -> Json:
         text = decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": text, "logprob": logprob, "bytes": None if UNKNOWN in text else list(text.encode())}
 
     return {
         "content": [one(e.token, e.logprob) | {"top_logprobs": [one(*best) for best in e.top]} for e in entries],
@@ -161,7 +163,7 @@ def _text_logprobs(entries: Sequence[TokenLogprob], decode: Decode, offset: int)
     return {
         "tokens": tokens,
         "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{decode([token]): logprob for token, logprob in entry.top} for entry in entries],
+        "top_logprobs": [{decode([token]): logprob for token, logprob in reversed(entry.top)} for entry in entries],
         "text_offset": offsets,
     }
 
