@@ -112,6 +112,20 @@ def test_nothing_is_rolled_back_on_rejection(model):
     assert reader.cache.get_seq_length() == reader.mtp_cache.get_seq_length() == len(whole) // 2
 
 
+def test_forced_acceptance_is_a_coin_of_the_row_and_not_of_the_batch(llama):
+    rows = prompts()[:3]
+
+    def run(*chosen):
+        generators = [torch.Generator().manual_seed(i) for i in chosen]
+        return decode(llama, [rows[i] for i in chosen], force_acceptance=0.5, max_new_tokens=30, generators=generators)
+
+    together = run(0, 1, 2)
+    for i in range(3):
+        assert new_tokens(together, i) == new_tokens(run(i), 0)
+    kept = [[slot.accepted for slot in slots] for slots in together.slots]
+    assert kept[0] != kept[1] != kept[2] and 0.2 < sum(map(sum, kept)) / sum(map(len, kept)) < 0.8
+
+
 def test_seeded_sampling_is_reproducible_and_independent_of_the_batch(llama):
     rows = prompts()[:4]
 

@@ -92,4 +92,6 @@ def pipo(family: str, **changes: Any) -> Any:
     with torch.no_grad():
         model.confidence_head.fc1.weight.normal_(0, 0.2)
         model.confidence_head.fc2.weight.normal_(0, 1.0)
+        if model.confidence_head.draft is not None:
+            model.confidence_head.draft.weight.normal_(0, 0.1)
     return model

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipo.decoding.reader import PairReader
 from pipo.engine import Completion, LocalEngine, Sampling
 from pipo.errors import UsageError
-from pipo.pairing import pad_to_even
+from pipo.pairing import IGNORE, pad_to_even
 
 THRESHOLDS = (0.0, 0.5, 2.0)
 PROMPT_LENGTHS = (1, 12, 33)
@@ -66,7 +66,9 @@ def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple
     even = pad_to_even(prompt, pad)
     pairs = [(slot.token1, slot.draft if slot.accepted else pad) for slot in completion.slots]
     ids = torch.tensor([[*even, *(token for pair in pairs for token in pair)]], device=model.device)
-    out = model(input_ids=ids, return_logits=True)
+    drafts = [IGNORE if slot.draft is None else slot.draft for slot in completion.slots]
+    known = torch.tensor([[IGNORE] * (len(even) // 2 - 1) + drafts], device=model.device)
+    out = model(input_ids=ids, drafts=known, return_logits=True)
     start = len(even) // 2 - 1
     logits1, logits2 = out.logits[0, start:-1].float(), out.mtp_logits[0, start:].float()
     cached1, cached2 = _replay(model, prompt, ids[0, len(even) :].view(-1, 2))
@@ -74,6 +76,12 @@ def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple
     wrong = sum(_differs(logits1[i], slot.token1, pad) for i, slot in enumerate(completion.slots))
     wrong += sum(
         _differs(logits2[i], slot.draft, pad) for i, slot in enumerate(completion.slots) if slot.draft is not None
+    )
+    confidence = torch.sigmoid(out.confidence_logits[0, start:].float()).tolist()
+    wrong += sum(
+        abs(confidence[i] - slot.confidence) > TIES.get(logits1.dtype, 0.3)
+        for i, slot in enumerate(completion.slots)
+        if slot.confidence is not None
     )
     return wrong, worst
 
@@ -84,7 +92,7 @@ def _replay(model: Any, prompt: Sequence[int], pairs: Tensor) -> tuple[Tensor, T
     hidden = reader.prefill([prompt])
     rows1, rows2 = [], []
     for pair in pairs:
-        states, _ = reader.draft(pair[:1])
+        states = reader.draft(pair[:1])
         rows1.append(reader.logits(hidden))
         rows2.append(reader.logits(states))
         hidden = reader.step(pair[None])

@@ -12,6 +12,7 @@ class PipoConfig(PreTrainedConfig):
 
     compressor: "mlp" or "linear" (paper appendix B).
     compressor_residual: weight of (a + b) beside the compressor's own branch; 0 is the authors' released form.
+    confidence_inputs: what the confidence head sees: "states" (the paper's), or "draft": the drafted token too.
     base_model, base_revision: what training started from, as a folder or hub id.
     """
 
@@ -21,6 +22,7 @@ class PipoConfig(PreTrainedConfig):
     backbone_config: Any = None  # a config, or its fields
     compressor: str = "mlp"
     compressor_residual: float = 0.0
+    confidence_inputs: str = "states"
     pad_token_id: int | None = None
     base_model: str | None = None
     base_revision: str | None = None

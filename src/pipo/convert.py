@@ -21,13 +21,20 @@ RESIDUAL = 0.7
 """Weight of (a + b) at the compressor's start: a sum of two embeddings keeps the norm of one. See docs/results."""
 
 
-def convert(base: str, out: str | Path, *, compressor: str = "mlp", dtype: str = "auto") -> PipoForCausalLM:
+def convert(
+    base: str,
+    out: str | Path,
+    *,
+    compressor: str = "mlp",
+    confidence_inputs: str = "states",
+    dtype: str = "auto",
+) -> PipoForCausalLM:
     """`pipo convert`: write a PIPO folder. Raises `UsageError`."""
     if Path(out).exists() and any(Path(out).iterdir()):
         raise UsageError("OUT", f"{out} is not empty", "choose a new folder")
     source = resolve(base)
     tokenizer = load_tokenizer(source)
-    model = from_base(source, compressor, tokenizer=tokenizer, dtype=dtype)
+    model = from_base(source, compressor, confidence_inputs=confidence_inputs, tokenizer=tokenizer, dtype=dtype)
     model.config.base_model = base
     save_model(model, tokenizer, Path(out), base=base)
     return model
@@ -39,6 +46,7 @@ def from_base(
     *,
     tokenizer: Any = None,
     residual: float = RESIDUAL,
+    confidence_inputs: str = "states",
     dtype: str | torch.dtype = "auto",
     seed: int = 0,
 ) -> PipoForCausalLM:
@@ -56,6 +64,7 @@ def from_base(
         backbone_config=backbone_config,
         compressor=compressor,
         compressor_residual=residual,
+        confidence_inputs=confidence_inputs,
         pad_token_id=pad,
         base_model=source or None,
         base_revision=getattr(model.config, "_commit_hash", None),
@@ -79,8 +88,9 @@ def adopt(pipo: PipoForCausalLM, base: PreTrainedModel) -> None:
 
 
 def start_heads(pipo: PipoForCausalLM, native: dict[str, torch.Tensor] | None) -> None:
-    """The compressor's start, and the MTP head: the checkpoint's own, or grown from the backbone."""
+    """The start of compressor and confidence head, and the MTP head: the checkpoint's own, or grown."""
     pipo.compressor.start()
+    pipo.confidence_head.start()
     if native is None:
         pipo.mtp.grow(pipo.backbone)
     else:

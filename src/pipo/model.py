@@ -12,7 +12,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from pipo.compressor import Compressor
-from pipo.confidence import ConfidenceHead
+from pipo.confidence import ConfidenceHead, draft_log_probs, draw_drafts
 from pipo.config import PipoConfig
 from pipo.errors import UsageError
 from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
@@ -31,6 +31,7 @@ class PipoOutput(ModelOutput):
     logits: Tensor | None = None  # [B, L, V]
     mtp_logits: Tensor | None = None  # [B, L-1, V]
     confidence_logits: Tensor | None = None  # [B, L-1]
+    drafts: Tensor | None = None  # [B, L-1], what the confidence head judged; None where it sees the states alone
     latents: Tensor | None = None  # [B, L, H]
     backbone_hidden_states: Tensor | None = None  # [B, L, H]
     mtp_hidden_states: Tensor | None = None  # [B, L-1, H]
@@ -65,7 +66,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.compressor = Compressor(size, config.compressor, config.compressor_residual)
         self.mtp = MtpHead(self.backbone, norm)
-        self.confidence_head = ConfidenceHead(size, norm(2 * size))
+        self.confidence_head = ConfidenceHead(size, norm(2 * size), config.confidence_inputs)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -83,10 +84,29 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         out: Tensor = self.compressor(self.embed(ids))
         return out
 
-    def confidence(self, backbone_hidden: Tensor, mtp_hidden: Tensor) -> Tensor:  # [..., H] x 2 -> [...]
-        """Probability that the draft is kept rightly, in float32."""
-        logits: Tensor = self.confidence_head(backbone_hidden, mtp_hidden)
-        return torch.sigmoid(logits.float())
+    @property
+    def judges_drafts(self) -> bool:
+        """Whether the confidence head sees the drafted token."""
+        return self.config.confidence_inputs == "draft"
+
+    def confidence_logits(
+        self,
+        backbone_hidden: Tensor,  # [..., H]
+        mtp_hidden: Tensor,  # [..., H]
+        drafts: Tensor | None = None,  # [...] drafted tokens; not read where the head sees the states alone
+    ) -> Tensor:  # [...]
+        """What the confidence head says of the drafts, before the sigmoid."""
+        if not self.judges_drafts:
+            return self.confidence_head(backbone_hidden, mtp_hidden)
+        if drafts is None:
+            raise UsageError("drafts", "this model's confidence head sees the drafted token", "pass the drafts")
+        hidden, tokens = mtp_hidden.flatten(0, -2), drafts.flatten()
+        log_probs = draft_log_probs(hidden, self.lm_head.weight, int(self.config.pad_token_id or 0), tokens)
+        return self.confidence_head(backbone_hidden, mtp_hidden, self.embed(drafts), log_probs.view(drafts.shape))
+
+    def confidence(self, backbone_hidden: Tensor, mtp_hidden: Tensor, drafts: Tensor | None = None) -> Tensor:
+        """Probability that the draft is kept rightly, in float32; as `confidence_logits`."""
+        return torch.sigmoid(self.confidence_logits(backbone_hidden, mtp_hidden, drafts).float())
 
     def forward(
         self,
@@ -96,9 +116,18 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         return_logits: bool = False,
         num_items_in_batch: Tensor | None = None,  # [2] targets of backbone and MTP head in the optimizer step
         teacher: Any = None,  # pipo.training.teacher.TeacherStates
+        drafts: Tensor | None = None,  # [B, L-1], what was drafted, IGNORE where nothing was
+        draft_noise: Tensor | None = None,  # [B, L-1] uniform in [0, 1)
         **_: Any,
     ) -> PipoOutput:
-        """Teacher-forced pass over whole pairs (paper sec. 3.2). Losses divide by `num_items_in_batch` where given."""
+        """Teacher-forced pass over whole pairs (paper sec. 3.2). Losses divide by `num_items_in_batch` where given.
+
+        A confidence head that sees the drafted token judges `drafts`. Without them it judges the second tokens that
+        were read, and with labels tokens drawn from the MTP head by `draft_noise` (default: torch's generator): a
+        label is no draft, and a head that saw it would learn that every draft is right. Its target is then 1 where the
+        draft is the label, the acceptance by a teacher that is sure of the label; or what `teacher` would accept the
+        draft with.
+        """
         check_even(input_ids.shape[1])
         kwargs: dict[str, Any] = {"use_cache": False}
         if attention_mask is not None and not attention_mask.all():
@@ -108,14 +137,36 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         hidden = self.backbone(inputs_embeds=latents, **kwargs).last_hidden_state
         shorter = {key: value[:, :-1] if torch.is_tensor(value) else value for key, value in kwargs.items()}
         mtp_hidden = self.mtp(hidden[:, :-1], self.embed(token1_targets(input_ids)), **shorter)
-        confidence_logits = self.confidence_head(hidden[:, :-1], mtp_hidden)
-        out = PipoOutput(latents=latents, backbone_hidden_states=hidden, mtp_hidden_states=mtp_hidden)
+        if self.judges_drafts:
+            drafts = self._drafts(input_ids, mtp_hidden, drafts, draft_noise, drawn=labels is not None)
+        else:
+            drafts = None
+        confidence_logits = self.confidence_logits(hidden[:, :-1], mtp_hidden, drafts)
+        out = PipoOutput(latents=latents, backbone_hidden_states=hidden, mtp_hidden_states=mtp_hidden, drafts=drafts)
         if return_logits:
             out.logits, out.mtp_logits = self.lm_head(hidden), self.lm_head(mtp_hidden)
             out.confidence_logits = confidence_logits
         if labels is not None:
             self._add_losses(out, confidence_logits, labels, num_items_in_batch, teacher)
         return out
+
+    def _drafts(
+        self,
+        input_ids: Tensor,  # [B, T]
+        mtp_hidden: Tensor,  # [B, L-1, H]
+        drafts: Tensor | None,  # [B, L-1]
+        noise: Tensor | None,  # [B, L-1]
+        drawn: bool,
+    ) -> Tensor:  # [B, L-1]
+        """The tokens that the confidence head judges; see `forward`."""
+        read = token2_targets(input_ids)
+        if drafts is not None:
+            return torch.where(drafts == IGNORE, read, drafts)
+        if not drawn:
+            return read
+        noise = torch.rand(read.shape, device=read.device) if noise is None else noise
+        pad = int(self.config.pad_token_id or 0)
+        return draw_drafts(mtp_hidden.flatten(0, 1), self.lm_head.weight, pad, noise.flatten()).view(read.shape)
 
     def _add_losses(
         self, out: PipoOutput, confidence_logits: Tensor, labels: Tensor, counts: Tensor | None, teacher: Any
@@ -132,10 +183,14 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
             if teacher is not None:
                 fn = teacher.loss
                 extras.append(teacher.states(predictor)[valid])
+                if predictor == 2 and out.drafts is not None:
+                    extras.append(out.drafts[valid])
             return chunked_head_loss(fn, hidden[valid], self.lm_head.weight, extras)
 
         nll1, _ = head(out.backbone_hidden_states[:, :-1], targets1, valid1, 1)
         nll2, gold = head(out.mtp_hidden_states, targets2, valid2, 2)
+        if out.drafts is not None and teacher is None:
+            gold = (out.drafts == targets2)[valid2].float()
         logits = confidence_logits[valid2]
         bce = confidence_bce(logits, gold)
         out.backbone_loss, out.mtp_loss, out.confidence_loss = nll1 / count1, nll2 / count2, bce / count2

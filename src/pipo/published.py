@@ -146,6 +146,9 @@ def export_published(model: PipoForCausalLM, folder: Path) -> None:
     """Write the authors' merged layout. Raises `UsageError` where it cannot hold the model."""
     if model.config.compressor_residual:
         raise UsageError("MODEL", "its compressor has a residual", "the authors' layout holds compressors without one")
+    if model.judges_drafts:
+        problem = "its confidence head sees the drafted token (confidence_inputs: draft)"
+        raise UsageError("MODEL", problem, "the authors' layout holds heads that see the states alone")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
     if model.config.tie_word_embeddings:

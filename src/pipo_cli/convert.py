@@ -18,14 +18,26 @@ class Kind(StrEnum):
     linear = "linear"
 
 
+class Inputs(StrEnum):
+    """What the confidence head sees."""
+
+    states = "states"
+    draft = "draft"
+
+
+INPUTS = "What the confidence head sees: the states alone, or the drafted token and its probability too."
+
+
 def convert(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Folder, hub id, GGUF file or demo-base.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
     compressor: Annotated[Kind, typer.Option(help="How a pair of embeddings becomes one.")] = Kind.mlp,
+    confidence_inputs: Annotated[Inputs, typer.Option(help=INPUTS)] = Inputs.states,
     dtype: Annotated[Dtype, typer.Option(help="Precision to save in; auto keeps the base's.")] = Dtype.auto,
 ) -> None:
     """Write a PIPO folder around BASE's weights. Its new heads are untrained: train them with `pipo sft`."""
     from pipo.convert import convert as write
 
-    write(base, out, compressor=compressor.value, dtype=dtype.value)
+    inputs = confidence_inputs.value
+    write(base, out, compressor=compressor.value, confidence_inputs=inputs, dtype=dtype.value)
     typer.echo(f"wrote {out}")

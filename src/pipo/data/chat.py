@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from pipo.data.layout import Layout, lay_out
+from pipo.data.layout import lay_out
 from pipo.errors import UsageError, first_line
 from pipo.pairing import IGNORE
 
@@ -206,11 +206,17 @@ class ChatDataset(Dataset[dict[str, list[int]]]):
         return {"input_ids": item.ids, "labels": item.labels}
 
 
-class PairDataset(Dataset[dict[str, list[int]]]):
-    """A `ChatDataset` laid out in pairs; the PADs are drawn anew every epoch."""
+class PairDataset(Dataset[dict[str, Any]]):
+    """A `ChatDataset` laid out in pairs; the PADs are drawn anew every epoch.
 
-    def __init__(self, chats: ChatDataset, pad: int, *, scheme: str, max_ratio: float, seed: int) -> None:
+    `noise` adds `draft_noise`, the uniform numbers that a pair's draft is drawn with (`PipoForCausalLM.forward`).
+    """
+
+    def __init__(
+        self, chats: ChatDataset, pad: int, *, scheme: str, max_ratio: float, seed: int, noise: bool = False
+    ) -> None:
         self.chats, self.pad, self.scheme, self.max_ratio, self.seed = chats, pad, scheme, max_ratio, seed
+        self.noise = noise
         self.epoch = 0
 
     @property
@@ -223,12 +229,12 @@ class PairDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self.chats)
 
-    def layout(self, index: int) -> Layout:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.chats.items[index]
         rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
         ratio = rng.uniform(0, self.max_ratio)
-        return lay_out(item.ids, item.labels, self.pad, self.scheme, ratio, rng)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        layout = self.layout(index)
-        return {"input_ids": layout.ids, "labels": layout.labels}
+        layout = lay_out(item.ids, item.labels, self.pad, self.scheme, ratio, rng)
+        row: dict[str, Any] = {"input_ids": layout.ids, "labels": layout.labels}
+        if self.noise:
+            row["draft_noise"] = [rng.random() for _ in range(len(layout.ids) // 2 - 1)]
+        return row

@@ -74,7 +74,7 @@ def generate(
     Raises `UsageError` for bad input.
     """
     _check_options(model, kwargs)
-    policy = _policy(model, confidence_threshold, force_acceptance)
+    policy = _policy(model, confidence_threshold, force_acceptance, generators)
     returns_dict = kwargs.pop("return_dict_in_generate", None)
     _add_stop_strings(kwargs)
 
@@ -142,7 +142,9 @@ def _add_stop_strings(kwargs: dict[str, Any]) -> None:
     criteria.append(StopStringCriteria(tokenizer, strings))
 
 
-def _policy(model: Any, threshold: float | None, force: float | None) -> Threshold | Coin | None:
+def _policy(
+    model: Any, threshold: float | None, force: float | None, generators: Sequence[torch.Generator] | None
+) -> Threshold | Coin | None:
     if model.config.model_type != "pipo":
         if threshold is not None or force is not None:
             raise UsageError("confidence_threshold", "the model is no PIPO model", "leave it out")
@@ -150,7 +152,7 @@ def _policy(model: Any, threshold: float | None, force: float | None) -> Thresho
     if force is not None:
         if not 0 <= force <= 1:
             raise UsageError("force_acceptance", f"{force!r} is no share", "use a number from 0 to 1")
-        return Coin(force)
+        return Coin(force, generators=generators)
     if threshold is None:
         threshold = getattr(model.generation_config, "confidence_threshold", None)
     return Threshold(check_threshold(DEFAULT_THRESHOLD if threshold is None else threshold))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,15 @@ from pipo.pairing import Slot, accept, accepts_none
 OnSlot = Callable[[int, Slot], None]
 
 
+class Policy(Protocol):
+    """Which drafts are kept; `drafts` is whether there are any to make."""
+
+    @property
+    def drafts(self) -> bool: ...
+
+    def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor: ...  # [B], their rows -> bool [B]
+
+
 @dataclass(frozen=True)
 class Threshold:
     """Accept a draft where confidence >= threshold."""
@@ -31,23 +40,32 @@ class Threshold:
     def drafts(self) -> bool:
         return not accepts_none(self.threshold)
 
-    def __call__(self, confidence: Tensor) -> Tensor:  # [B] -> bool [B]
+    def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor:  # [B], their rows -> bool [B]
         return accept(confidence, self.threshold)
 
 
 @dataclass
 class Coin:
-    """Accept a seeded share of the drafts, whatever the confidence: for measurements of speed."""
+    """Accept a seeded share of the drafts, whatever the confidence: for measurements of speed, and as a control.
+
+    With `generators`, one a row, a row's coins do not depend on its batch.
+    """
 
     rate: float
     seed: int = 0
+    generators: Sequence[torch.Generator] | None = None
     drafts: bool = True
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def __call__(self, confidence: Tensor) -> Tensor:  # [B] -> bool [B]
-        return (torch.rand(len(confidence), generator=self.generator) < self.rate).to(confidence.device)
+    def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor:  # [B], their rows -> bool [B]
+        if self.generators is None:
+            coins = torch.rand(len(rows), generator=self.generator)
+        else:
+            own = [self.generators[row] for row in rows]
+            coins = torch.cat([torch.rand(1, generator=one, device=one.device).cpu() for one in own])
+        return (coins < self.rate).to(confidence.device)
 
 
 @dataclass
@@ -82,7 +100,7 @@ class Loop:
     sampler: Sampler
     stop: StoppingCriteriaList
     max_length: int
-    policy: Threshold | Coin | None = None  # None: no drafts
+    policy: Policy | None = None  # None: no drafts
     on_slot: OnSlot | None = None
     first_slot_at: float = 0.0
     finished_at: float = 0.0
@@ -118,15 +136,16 @@ class Loop:
         pad = torch.full_like(token1, self.reader.pad)
         if self.policy is None or not self.policy.drafts:
             return self._close(rows, live, [Slot(token) for token in first], torch.stack([token1, pad], dim=1))
-        states, confidence = self.reader.draft(token1)
+        states = self.reader.draft(token1)
         slots = [Slot(token) for token in first]
         open_ = [i for i, row in enumerate(live) if self._drafts(rows[row])]
         if open_:
             index = torch.tensor(open_, device=hidden.device)
             drafts = self._draw(self.reader.logits(states[index]), rows, [live[i] for i in open_])
-            kept = self._keep(confidence[index], [rows[live[i]] for i in open_])
+            confidence = self.reader.confidence(index, states[index], drafts)
+            kept = self.policy(confidence, [live[i] for i in open_])
             pad[index] = torch.where(kept, drafts, pad[index])
-            for i, draft, c, k in zip(open_, drafts.tolist(), confidence[index].tolist(), kept.tolist(), strict=True):
+            for i, draft, c, k in zip(open_, drafts.tolist(), confidence.tolist(), kept.tolist(), strict=True):
                 slots[i] = Slot(first[i], draft, c, k)
                 if k:
                     self._take(rows[live[i]], draft)
@@ -135,10 +154,6 @@ class Loop:
     def _drafts(self, row: Row) -> bool:
         """Is a draft made for this row?"""
         return row.finish_reason is None
-
-    def _keep(self, confidence: Tensor, rows: Sequence[Row]) -> Tensor:  # [B] -> bool [B]
-        assert self.policy is not None
-        return self.policy(confidence)
 
     def _draw(self, logits: Tensor, rows: Sequence[Row], live: Sequence[int]) -> Tensor:
         return self.sampler(logits, [rows[row].history for row in live], live)

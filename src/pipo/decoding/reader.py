@@ -154,7 +154,7 @@ class PairReader:
         ).last_hidden_state
         return hidden
 
-    def draft(self, token1: Tensor) -> tuple[Tensor, Tensor]:  # [B] -> MTP states [B, H], confidence [B]
+    def draft(self, token1: Tensor) -> Tensor:  # [B] -> MTP states [B, H]
         """Run the MTP head over the pairs that the last forward read; `token1` follows the last of them."""
         hidden, known = self.unread
         first = torch.cat([known, token1[:, None]], dim=1)
@@ -165,7 +165,14 @@ class PairReader:
             use_cache=True,
             **self.positions.kwargs(hidden.shape[1]),
         )
-        return states[:, -1], self.model.confidence(hidden[:, -1], states[:, -1])
+        last: Tensor = states[:, -1]
+        return last
+
+    def confidence(self, rows: Tensor, states: Tensor, drafts: Tensor) -> Tensor:  # [R], [R, H], [R] -> [R]
+        """How far the drafts of these rows are to be trusted; `states` are the MTP head's, of these rows."""
+        hidden, _ = self.unread
+        out: Tensor = self.model.confidence(hidden[rows, -1], states, drafts)
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:  # [B, H] -> [B, V]
         """PAD is never sampled."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from pipo.decoding.cache import unjoinable
-from pipo.decoding.loop import Loop, Row, Threshold, make_reader
+from pipo.decoding.loop import Loop, Row, make_reader
 from pipo.decoding.sampling import Sampler
 from pipo.pairing import Slot, accept, accepts_none
 
@@ -64,6 +64,16 @@ class Member(Row):
         self.emitted(slot)
 
 
+@dataclass(frozen=True)
+class _OwnThresholds:
+    loop: SharedLoop
+    drafts: bool = True  # the MTP layer runs, whatever the thresholds
+
+    def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor:  # [B], their rows -> bool [B]
+        thresholds = [self.loop.members[row].threshold for row in rows]
+        return torch.cat([accept(c, t) for c, t in zip(confidence.split(1), thresholds, strict=True)])
+
+
 class SharedLoop(Loop):
     """Continuous batching. `admit` and `step` are to be called by one thread.
 
@@ -72,9 +82,9 @@ class SharedLoop(Loop):
     """
 
     def __init__(self, model: Any) -> None:
-        everything = Threshold(0.0) if model.config.model_type == "pipo" else None
-        greedy = Sampler(LogitsProcessorList(), do_sample=False)
-        super().__init__(make_reader(model), greedy, StoppingCriteriaList(), 0, everything)
+        policy = _OwnThresholds(self) if model.config.model_type == "pipo" else None
+        greedy = Sampler(LogitsProcessorList(), do_sample=False)  # members have samplers and stops of their own
+        super().__init__(make_reader(model), greedy, StoppingCriteriaList(), 0, policy)
         self.model = model
         self.members: list[Member] = []
         self._last: Tensor | None = None  # [B, width], what the next step reads
@@ -89,10 +99,11 @@ class SharedLoop(Loop):
     def admit(self, member: Member) -> None:
         """Read a prompt and emit its first slot; from the next step on it decodes with the others."""
         alone = SharedLoop(self.model)
+        alone.members = [member]
         hidden = alone.reader.prefill([member.prompt])
         if self.positions is not None:
             member.max_steps = self.positions - alone.reader.cache.get_seq_length() + 1
-        last = alone._emit(hidden, [member], [0])
+        last = alone._emit(hidden, alone.members, [0])
         if member.finish_reason is None:
             with self._all_or_none():
                 self._join(alone, last)
@@ -145,10 +156,6 @@ class SharedLoop(Loop):
     def _drafts(self, row: Row) -> bool:
         assert isinstance(row, Member)
         return row.finish_reason is None and not accepts_none(row.threshold)
-
-    def _keep(self, confidence: Tensor, rows: Sequence[Row]) -> Tensor:  # [B] -> bool [B]
-        thresholds = [row.threshold for row in rows if isinstance(row, Member)]
-        return torch.cat([accept(c, t) for c, t in zip(confidence.split(1), thresholds, strict=True)])
 
     def _draw(self, logits: Tensor, rows: Sequence[Row], live: Sequence[int]) -> Tensor:  # [B, V] -> [B]
         members = [rows[i] for i in live]

@@ -14,6 +14,7 @@ from pipo.data.batch import Collator
 from pipo.data.chat import PromptDataset
 from pipo.errors import UsageError
 from pipo.evals.metrics import repeats
+from pipo.pairing import token2_targets
 from pipo.shipped import resolve
 from pipo.training import divergence
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
@@ -119,5 +120,6 @@ class DistillTrainer(StepTrainer):
             self._metrics[name] = self._metrics.get(name, 0) + pair
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
-        teacher = self.teacher.states(inputs)
-        return weighted_loss(model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher), self.weights)
+        teacher, drafts = self.teacher.states(inputs), token2_targets(inputs["labels"])
+        out = model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher, drafts=drafts)
+        return weighted_loss(out, self.weights)

@@ -127,14 +127,19 @@ def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
 def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """PIPO-SFT (paper sec. 3.2)."""
     model: Any = load_student(recipe)
-    pad = model.config.pad_token_id
+    pad, noise = model.config.pad_token_id, model.judges_drafts
     if recipe.lora:
         model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
 
     def pairs(files: list[str]) -> PairDataset:
         pads = recipe.pads
         return PairDataset(
-            chats(recipe, files, tokenizer), pad, scheme=pads.scheme, max_ratio=pads.max_ratio, seed=args.seed
+            chats(recipe, files, tokenizer),
+            pad,
+            scheme=pads.scheme,
+            max_ratio=pads.max_ratio,
+            seed=args.seed,
+            noise=noise,
         )
 
     return PairTrainer(

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipo.base import load_base
 from pipo.pairing import pad_mask, token1_targets, token2_targets
 from pipo.shipped import resolve
-from pipo.training.divergence import Compare
+from pipo.training.divergence import Compare, acceptance
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,23 @@ class TeacherStates:
         shifted = F.pad(self.hidden, (0, 0, 1, 0))[:, :-1]  # state p - 1 predicts the token at p
         return (token1_targets if predictor == 1 else token2_targets)(shifted)
 
-    def loss(self, logits: Tensor, targets: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:  # [C, V], [C], [C, H]
+    def loss(
+        self,
+        logits: Tensor,  # [C, V] of the student
+        targets: Tensor,  # [C]
+        states: Tensor,  # [C, H] of the teacher
+        drafts: Tensor | None = None,  # [C] what the confidence head judges, where it sees the drafted token
+    ) -> tuple[Tensor, Tensor]:  # [C], [C]
         """What `compare` makes of the student's and the teacher's logits and the token."""
-        return self.compare(logits, (states @ self.head.t()).float(), targets)
+        logits, teacher = same_width(logits, (states @ self.head.t()).float())
+        loss, target = self.compare(logits, teacher, targets)
+        return loss, target if drafts is None else acceptance(logits, teacher, drafts)
+
+
+def same_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # [C, V], [C, V'] -> [C, min(V, V')] x 2
+    """Logits of the tokens that both have: a student may have a row for PAD, and heads are padded to round numbers."""
+    width = min(student.shape[-1], teacher.shape[-1])
+    return student[:, :width], teacher[:, :width]
 
 
 class Teacher:
