@@ -121,12 +121,12 @@ class LocalEngine:
         """The MTP head of an uncompressed model. Raises `UsageError` where it has none."""
         return load_mtp(self.model, self.source)
 
-    def encode(self, prompt: str | Sequence[dict[str, Any]], thinking: bool | None = None) -> list[int]:
-        """A question or chat messages -> the ids of the templated prompt; `thinking` as in `render`."""
+    def encode(self, prompt: str | Sequence[dict[str, Any]], thinking: bool | None = None, **options: Any) -> list[int]:
+        """A question or chat messages -> the ids of the templated prompt; `thinking` and `options` as in `render`."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not any(str(message.get("content", "")).strip() for message in messages):
             raise UsageError("PROMPT", "is empty", "write a question")
-        text = render(self.tokenizer, messages, add_generation_prompt=True, thinking=thinking)
+        text = render(self.tokenizer, messages, add_generation_prompt=True, thinking=thinking, **options)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

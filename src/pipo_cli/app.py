@@ -22,6 +22,7 @@ from pipo_cli.generate import generate
 from pipo_cli.inspect import inspect
 from pipo_cli.published import export, import_
 from pipo_cli.quiet import quiet
+from pipo_cli.serve import serve
 from pipo_cli.sft import sft
 from pipo_cli.shortlist import shortlist
 
@@ -63,6 +64,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "shortlist": shortlist,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "eval": eval_,
     "bench": bench,
     "calibrate": calibrate,

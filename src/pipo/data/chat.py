@@ -107,15 +107,20 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], prefix: st
 
 
 def render(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool, thinking: bool | None = None
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    *,
+    add_generation_prompt: bool,
+    thinking: bool | None = None,
+    **options: Any,
 ) -> str:
-    """The chat template's text; `thinking` is its `enable_thinking`, None its default.
+    """The chat template's text; `thinking` is its `enable_thinking`, None its default; `options` are its others.
 
     Raises `UsageError` where the tokenizer has no template, or its template no such switch.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("chat_template", "the tokenizer has none", "add chat_template.jinja to the model's folder")
-    options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
+    options["add_generation_prompt"] = add_generation_prompt
     if thinking is not None:
         if "enable_thinking" not in str(tokenizer.chat_template):
             raise UsageError("--thinking", "the model's chat template has no enable_thinking", "leave it out")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 SLACK = 128
 """Entries that are reserved beyond what is needed."""
@@ -47,6 +48,22 @@ class GrowingLayer(DynamicLayer):
             self._buffers = tuple(buffer.index_select(0, beam_idx) for buffer in self._buffers)
             self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
+    def join(self, other: GrowingLayer) -> None:
+        """Append the other's rows. The shorter of the two gets zeros at its left, which a mask has to hide."""
+        width = max(self.get_seq_length(), other.get_seq_length())
+        pairs = zip((self.keys, self.values), (other.keys, other.values), strict=True)
+        self._buffers = tuple(torch.cat([_left_zeros(a, width), _left_zeros(b, width)]) for a, b in pairs)
+        self.keys, self.values = self._buffers
+
+    def drop_left(self, entries: int) -> None:
+        """Forget the oldest entries of every row."""
+        self._buffers = tuple(buffer[:, :, entries:].clone() for buffer in (self.keys, self.values))
+        self.keys, self.values = self._buffers
+
+
+def _left_zeros(states: Tensor, width: int) -> Tensor:  # [B, heads, T, D] -> [B, heads, width, D]
+    return F.pad(states, (0, 0, width - states.shape[-2], 0))
+
 
 def _enlarged(old: Tensor, new: Tensor, length: int, end: int) -> Tensor:
     capacity = max(end + SLACK, length * 3 // 2)
@@ -61,6 +78,31 @@ def make_cache(config: PreTrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def unjoinable(cache: DynamicCache) -> str | None:
+    """The kind of a layer whose rows `join` cannot append, None where there is none."""
+    kinds = (GrowingLayer, LinearAttentionLayer)
+    return next((type(layer).__name__ for layer in cache.layers if type(layer) not in kinds), None)
+
+
+def join(cache: DynamicCache, other: DynamicCache) -> None:
+    """Append the rows of another cache of the same decoder; recurrent states have no length to pad."""
+    for layer, new in zip(cache.layers, other.layers, strict=True):
+        if isinstance(layer, GrowingLayer):
+            layer.join(new)
+            continue
+        for states, added in ((layer.conv_states, new.conv_states), (layer.recurrent_states, new.recurrent_states)):
+            for index, state in states.items():
+                if state is not None:
+                    states[index] = torch.cat([state, added[index]])
+
+
+def drop_left(cache: DynamicCache, entries: int) -> None:
+    """Forget entries that no row attends to any more."""
+    for layer in cache.layers:
+        if isinstance(layer, GrowingLayer):
+            layer.drop_left(entries)
 
 
 def kv_bytes(cache: DynamicCache) -> int:

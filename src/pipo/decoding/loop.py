@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,15 @@ OnSlot = Callable[[int, Slot], None]
 
 MOST = 0.75
 """Share of a batch that has to end before `Loop.tail` counts."""
+
+
+class Policy(Protocol):
+    """Which drafts are kept; `drafts` is whether there are any to make."""
+
+    @property
+    def drafts(self) -> bool: ...
+
+    def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor: ...  # [B], their rows -> bool [B]
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Loop:
     sampler: Sampler
     stop: StoppingCriteriaList
     max_length: int
-    policy: Threshold | Coin | None = None  # None: no drafts
+    policy: Policy | None = None  # None: no drafts
     on_slot: OnSlot | None = None
     kv_bytes: int = 0  # of every row when it ended
     tail: float | None = None  # the last rows are cut after this many times the steps that MOST of the batch needed
@@ -148,7 +157,7 @@ class Loop:
             return self._close(rows, live, [Slot(token) for token in first], torch.stack([token1, pad], dim=1))
         states = self.reader.draft(token1)
         slots = [Slot(token) for token in first]
-        open_ = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
+        open_ = [i for i, row in enumerate(live) if self._drafts(rows[row])]
         if open_:
             index = torch.tensor(open_, device=hidden.device)
             drafts = self._draw(self.reader.draft_logits(states[index]), rows, [live[i] for i in open_])
@@ -161,6 +170,10 @@ class Loop:
                 if k:
                     self._take(rows[live[i]], draft)
         return self._close(rows, live, slots, torch.stack([token1, pad], dim=1))
+
+    def _drafts(self, row: Row) -> bool:
+        """Is a draft made for this row?"""
+        return row.finish_reason is None
 
     def _draw(self, logits: Tensor, rows: Sequence[Row], live: Sequence[int]) -> Tensor:
         return self.sampler(logits, [rows[row].history for row in live], live)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pipo.decoding.cache import kv_bytes, make_cache
+from pipo.decoding.cache import drop_left, join, kv_bytes, make_cache
 from pipo.pairing import pad_to_even, pair_mask, pair_positions
 from pipo.shortlist import Shortlist
 
@@ -24,8 +25,10 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
 class _Positions:
     """Mask and rotary positions of a left-padded batch; both None (the model's own default) where nothing is padded."""
 
+    mask: Tensor | None
+
     def __init__(self, mask: Tensor) -> None:  # [B, L]
-        self.mask = None if bool(mask.all()) else mask
+        self._set(mask)
 
     def kwargs(self, new: int) -> dict[str, Any]:
         """For a forward over the last `new` positions."""
@@ -50,6 +53,25 @@ class _Positions:
     def select(self, rows: Tensor) -> None:
         if self.mask is not None:
             self.mask = self.mask[rows]
+
+    def join(self, other: _Positions, lengths: tuple[int, int], rows: tuple[int, int], device: Any) -> None:
+        """Append the other's rows, the shorter of the two padded at its left; `lengths` and `rows` are of both."""
+        masks = [
+            torch.ones(shape, dtype=torch.long, device=device) if positions.mask is None else positions.mask
+            for positions, shape in zip((self, other), zip(rows, lengths, strict=True), strict=True)
+        ]
+        self._set(torch.cat([F.pad(mask, (max(lengths) - mask.shape[1], 0)) for mask in masks]))
+
+    def _set(self, mask: Tensor) -> None:
+        self.mask = None if bool(mask.all()) else mask
+
+    def drop_unused(self) -> int:
+        """Cut the positions at the left that are real in no row; returns how many."""
+        if self.mask is None:
+            return 0
+        unused = int(self.mask.amax(0).argmax())
+        self._set(self.mask[:, unused:])
+        return unused
 
 
 class TokenReader:
@@ -88,6 +110,17 @@ class TokenReader:
         """Keep these rows of the batch."""
         self.positions.select(rows)
         self.cache.reorder_cache(rows)
+
+    def join(self, other: TokenReader, rows: tuple[int, int]) -> None:
+        """Append the rows of another reader of the same model; `rows` says how many both have."""
+        lengths = self.cache.get_seq_length(), other.cache.get_seq_length()
+        self.positions.join(other.positions, lengths, rows, self.head.weight.device)
+        join(self.cache, other.cache)
+
+    def drop_unused(self) -> None:
+        """Forget what lies at the left of the longest row."""
+        if unused := self.positions.drop_unused():
+            drop_left(self.cache, unused)
 
     def kv_bytes(self) -> int:
         return kv_bytes(self.cache)
@@ -169,6 +202,18 @@ class PairReader:
         self.cache.reorder_cache(rows)
         if self.mtp_cache.get_seq_length():
             self.mtp_cache.reorder_cache(rows)
+
+    def join(self, other: PairReader, rows: tuple[int, int]) -> None:
+        """Append the rows of another reader of the same model, both after a draft; `rows`: how many both have."""
+        lengths = self.cache.get_seq_length(), other.cache.get_seq_length()
+        self.positions.join(other.positions, lengths, rows, self.model.device)
+        join(self.cache, other.cache)
+        join(self.mtp_cache, other.mtp_cache)
+
+    def drop_unused(self) -> None:
+        if unused := self.positions.drop_unused():
+            drop_left(self.cache, unused)
+            drop_left(self.mtp_cache, unused)
 
     def kv_bytes(self) -> int:
         return kv_bytes(self.cache) + kv_bytes(self.mtp_cache)

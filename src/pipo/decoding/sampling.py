@@ -35,6 +35,18 @@ class PresencePenalty(LogitsProcessor):
         return scores - self.penalty * seen
 
 
+class FrequencyPenalty(LogitsProcessor):
+    """Subtract `penalty` from a token's logit for every time that it was generated (the prompt does not count)."""
+
+    def __init__(self, penalty: float, prompt_length: int) -> None:
+        self.penalty, self.prompt_length = penalty, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, T], [B, V] -> [B, V]
+        generated = input_ids[:, self.prompt_length :]
+        counts = torch.zeros_like(scores).scatter_add_(1, generated, torch.ones_like(generated, dtype=scores.dtype))
+        return scores - self.penalty * counts
+
+
 @dataclass
 class Sampler:
     """Draws one token a row. A row with a generator of its own draws the same tokens in any batch."""

@@ -1,0 +1,93 @@
+"""Tokens in, text out: whole characters only, and never the beginning of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token and what it adds to the text; a character whose bytes lie in several tokens comes with its last."""
+
+    token: int
+    text: str
+
+
+class TextStream:
+    """Decodes one answer. The text ends before the first stop string; its tokens are counted all the same.
+
+    Pieces leave whole and in order. One waits while its text may be the beginning of a stop string, or while the bytes
+    of its character are not complete.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, [string for string in stop if string]
+        self.text = ""  # decoded so far, without a stop string and what follows it
+        self.stopped = False
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._waiting: list[Piece] = []
+
+    def push(self, token: int) -> bool:
+        """Add a token; True if it completes a stop string."""
+        self._tokens.append(token)
+        piece = self._stream.step(self.tokenizer.backend_tokenizer, token) or ""
+        self._add(token, piece)
+        return self.stopped
+
+    def take(self) -> list[Piece]:
+        """The pieces that can leave."""
+        held = 0 if self.stopped else self._held()
+        ready, left = 0, sum(len(piece.text) for piece in self._waiting) - held
+        for number, piece in enumerate(self._waiting, 1):
+            left -= len(piece.text)
+            if left < 0:
+                break
+            if piece.text:
+                ready = number
+        out, self._waiting = self._waiting[:ready], self._waiting[ready:]
+        return out
+
+    def finish(self) -> list[Piece]:
+        """All that is left. The bytes of an unfinished character become U+FFFD."""
+        if not self.stopped and self._waiting:
+            whole = self.tokenizer.backend_tokenizer.decode(self._tokens, skip_special_tokens=True)
+            last = self._waiting.pop()
+            tail = whole[len(self.text) :]
+            self.text = whole
+            self._waiting.append(Piece(last.token, last.text + tail))
+        out, self._waiting = self._waiting, []
+        return out
+
+    def _add(self, token: int, piece: str) -> None:
+        longest = max(map(len, self.stop), default=1)
+        start = max(len(self.text) - longest + 1, 0)
+        before = sum(len(waiting.text) for waiting in self._waiting)
+        sent = len(self.text) - before
+        self.text += piece
+        self._waiting.append(Piece(token, piece))
+        places = [place for string in self.stop if (place := self.text.find(string, start)) >= 0]
+        if piece and places:
+            self.stopped = True
+            self.text = self.text[: min(places)]
+            self._cut(len(self.text) - sent)
+
+    def _cut(self, length: int) -> None:
+        """Shorten the waiting pieces' texts to `length` together."""
+        cut = []
+        for piece in self._waiting:
+            cut.append(Piece(piece.token, piece.text[:length]))
+            length = max(length - len(piece.text), 0)
+        self._waiting = cut
+
+    def _held(self) -> int:
+        """Length of the longest end of the text that a stop string may begin with."""
+        longest = max((len(string) - 1 for string in self.stop), default=0)
+        for length in range(min(longest, len(self.text)), 0, -1):
+            if any(string.startswith(self.text[-length:]) for string in self.stop):
+                return length
+        return 0
