@@ -22,6 +22,9 @@ STOCK_ID = "HuggingFaceTB/SmolLM2-135M-Instruct (dequantised Q4_1)"
 SCALE = ".scale"
 """Suffix of the tensors that hold the rows' scales of a packed matrix."""
 
+BUILD = b"2"
+"""Changes when folders that were built before must be built anew."""
+
 PAD_TOKEN = "<empty_output>"
 """SmolLM2's reserved token that no template uses."""
 
@@ -80,8 +83,8 @@ def resolve(source: str) -> str:
 
 
 def _fingerprint(name: str) -> str:
-    """Eight digits that change with the assets that `name` is built from."""
-    digest = hashlib.sha256()
+    """Eight digits that change with the assets that `name` is built from, and with how."""
+    digest = hashlib.sha256(BUILD)
     for part in SHIPPED[: SHIPPED.index(name) + 1]:
         folder = ASSETS / part
         if not (folder / "adapter_model.safetensors").is_file():
