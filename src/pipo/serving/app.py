@@ -254,7 +254,7 @@ class Guard:
 
     def _refusal(self, path: str, headers: Headers) -> ASGIApp | None:
         if self.api_key is not None and path.startswith("/v1/"):
-            given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
+            given = headers.get("authorization", "").encode("latin-1")  # the bytes as they came
             if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
                 message = "Authorization: wrong or missing API key; send it as Bearer token"
                 return JSONResponse(replies.error(message, 401), 401, {"WWW-Authenticate": "Bearer"})

@@ -155,13 +155,6 @@ class ChatRequest(SamplingFields):
             raise ValueError(f"{value!r} is not supported by this engine; use --engine vllm with its tool parsers")
         return value
 
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _no_overrides(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        for name in sorted({"chat_template", "tokenize", "messages", "add_generation_prompt"} & set(value or {})):
-            raise ValueError(f"{name} cannot be set")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
@@ -221,19 +214,21 @@ class CompletionRequest(SamplingFields):
 
 def explain(errors: list[Any]) -> tuple[str, str]:
     """pydantic's errors -> the first field in question, and a message that names them all."""
-    lines = []
-    for error in errors:
-        where = ".".join(str(part) for part in error["loc"] if part != "body" and not _is_variant(part))
-        message = {"extra_forbidden": "unknown field", "missing": "is missing"}.get(error["type"], error["msg"])
-        message = message.removeprefix("Value error, ")
-        if not where:
-            where, message = "body", f"{message}; send a JSON object as application/json"
-        line = f"{where}: {message}"
-        if line not in lines:
-            lines.append(line)
+    lines = list(dict.fromkeys(_line(error) for error in errors))
     return lines[0].split(":")[0], "; ".join(lines)
+
+
+def _line(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if part != "body" and not _is_variant(part))
+    if error["type"] == "value_error":  # ours; of checks across fields it names the field itself
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
+    if not where:
+        return f"body: {error['msg']}; send a JSON object as application/json"
+    message = {"extra_forbidden": "unknown field", "missing": "is missing"}.get(error["type"], error["msg"])
+    return f"{where}: {message}"
 
 
 def _is_variant(part: Any) -> bool:
     """pydantic names the member of a union, which is no field of the request."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "float", "int", "bool"))
+    return isinstance(part, str) and (part in ("str", "float", "int", "bool") or "[" in part or "-" in part)

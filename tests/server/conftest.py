@@ -52,6 +52,7 @@ def served(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("served")
     model = tiny.pipo("llama")
+    model.generation_config._from_model_config = False  # else the threshold is not read back
     model.generation_config.confidence_threshold = 0.5
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
