@@ -215,7 +215,7 @@ def scheduler():
 
 def test_an_error_fails_those_concerned_and_the_thread_lives_on(scheduler, monkeypatch, caplog):
     heads = scheduler.model.lm_head
-    calls, broken = [], torch.nn.Identity()
+    broken = torch.nn.Identity()
     monkeypatch.setattr(
         broken, "forward", lambda hidden: (_ for _ in ()).throw(RuntimeError("out of memory\nat length"))
     )
