@@ -20,3 +20,8 @@ class ConfidenceHead(nn.Module):
         states = torch.cat([backbone_hidden.detach(), mtp_hidden.detach()], dim=-1)
         logit: Tensor = self.fc2(F.silu(self.fc1(self.norm(states))))
         return logit.squeeze(-1)
+
+    def probability(self, backbone_hidden: Tensor, mtp_hidden: Tensor) -> Tensor:  # [..., H], [..., H] -> [...]
+        """That the draft is kept rightly, in float32."""
+        logit: Tensor = self(backbone_hidden, mtp_hidden)
+        return torch.sigmoid(logit.float())

@@ -16,7 +16,7 @@ from pipo.confidence import ConfidenceHead
 from pipo.config import PipoConfig
 from pipo.errors import UsageError
 from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
-from pipo.mtp import MtpHead
+from pipo.mtp import MtpHead, mtp_config
 from pipo.pairing import IGNORE, check_even, pair_mask, pair_positions, token1_targets, token2_targets
 
 
@@ -64,7 +64,8 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
 
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.compressor = Compressor(size, config.compressor, config.compressor_residual)
-        self.mtp = MtpHead(self.backbone, norm)
+        one_layer = mtp_config(self.backbone.config)
+        self.mtp = MtpHead(one_layer, type(self.backbone)(one_layer), norm)
         self.confidence_head = ConfidenceHead(size, norm(2 * size))
         self.post_init()
 
@@ -85,8 +86,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def confidence(self, backbone_hidden: Tensor, mtp_hidden: Tensor) -> Tensor:  # [..., H] x 2 -> [...]
         """Probability that the draft is kept rightly, in float32."""
-        logits: Tensor = self.confidence_head(backbone_hidden, mtp_hidden)
-        return torch.sigmoid(logits.float())
+        return self.confidence_head.probability(backbone_hidden, mtp_hidden)
 
     def forward(
         self,

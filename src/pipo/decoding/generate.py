@@ -16,7 +16,7 @@ from pipo.decoding.attention import fast_attention
 from pipo.decoding.loop import Coin, Loop, Row, Threshold, make_reader
 from pipo.decoding.sampling import PresencePenalty, Sampler
 from pipo.errors import UsageError
-from pipo.pairing import Slot, check_threshold, to_pairs
+from pipo.pairing import Slot, check_force_acceptance, check_threshold, to_pairs
 
 DEFAULT_THRESHOLD = 0.95
 """The paper's, for models that store none."""
@@ -148,9 +148,7 @@ def _policy(model: Any, threshold: float | None, force: float | None) -> Thresho
             raise UsageError("confidence_threshold", "the model is no PIPO model", "leave it out")
         return None
     if force is not None:
-        if not 0 <= force <= 1:
-            raise UsageError("force_acceptance", f"{force!r} is no share", "use a number from 0 to 1")
-        return Coin(force)
+        return Coin(check_force_acceptance(force))
     if threshold is None:
         threshold = getattr(model.generation_config, "confidence_threshold", None)
     return Threshold(check_threshold(DEFAULT_THRESHOLD if threshold is None else threshold))
