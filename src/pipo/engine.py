@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipo.data.chat import render
+from pipo.data.chat import encode_prompt
 from pipo.decoding.generate import PipoGenerateOutput, generate
 from pipo.decoding.reader import left_pad
 from pipo.errors import UsageError
@@ -111,12 +111,7 @@ class LocalEngine:
 
     def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
         """A question or chat messages -> the ids of the templated prompt."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not any(str(message.get("content", "")).strip() for message in messages):
-            raise UsageError("PROMPT", "is empty", "write a question")
-        text = render(self.tokenizer, messages, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return encode_prompt(self.tokenizer, prompt)
 
     def complete(
         self,

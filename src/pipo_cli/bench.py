@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BASE = "The model of `regular`. Default: MODEL's own backbone, uncompressed."
-METHODS = "Which of regular, pipo, transformers (the base under transformers' own generate)."
+METHODS = "Which of regular, pipo, transformers (the base under its own generate), in vLLM ngram (its own speculation)."
 FORCED = "Keep this share of drafts by a seeded coin, instead of comparing confidences."
 
 HEADINGS = {
@@ -60,6 +60,8 @@ def bench(
 
     if threshold is not None and force_acceptance is not None:
         raise typer.BadParameter("goes without --threshold", param_hint="--force-acceptance")
+    if engine is Engine.vllm:
+        options.no_device(device)
     wanted = BenchOptions(
         model=model,
         base=base,
@@ -71,7 +73,8 @@ def bench(
         force_acceptance=force_acceptance,
         trials=trials,
         dtype=dtype.value,
-        device=options.pick_device(device),
+        device="cpu" if engine is Engine.vllm else options.pick_device(device),
+        engine=engine.value,
         seed=seed,
     )
     result = _measure(measure, wanted)

@@ -17,6 +17,8 @@ def plot(result: dict[str, Any], file: str) -> None:
         ratios = [ratio for ratio in result["ratios"] if ratio["concurrency"] == concurrency]
         lengths = [ratio["prompt_length"] for ratio in ratios]
         for name, style in (("ttft_speedup", "o-"), ("tpot_speedup", "s-"), ("tpot_speedup_limit", "k:")):
+            if name not in ratios[0]:
+                continue
             label = f"{name.replace('_', ' ')}, concurrency {concurrency}"
             axes.plot(lengths, [ratio[name] for ratio in ratios], style, label=label)
     axes.axhline(1, color="grey", linewidth=0.8)

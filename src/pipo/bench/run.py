@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -18,12 +18,14 @@ from pipo.engine import LocalEngine
 from pipo.errors import UsageError
 from pipo.provenance import hardware
 
-METHODS = ("regular", "pipo", "transformers")
+METHODS = {"local": ("regular", "pipo", "transformers"), "vllm": ("regular", "pipo", "ngram")}
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured. `transformers` is the base under transformers' own `generate`, as a reference."""
+    """What is measured. `transformers` is the base under transformers' own `generate`, `ngram` the base with vLLM's own
+    speculative decoding by n-grams of the prompt: references.
+    """
 
     model: str
     base: str | None = None  # None: the model's own backbone, uncompressed
@@ -34,13 +36,14 @@ class BenchOptions:
     threshold: float | None = None
     force_acceptance: float | None = None
     trials: int = 3
+    engine: str = "local"
     dtype: str = "auto"
     device: str = "cpu"
     seed: int = 0
 
 
 @dataclass
-class _Trial:
+class Trial:
     """One measured decode of a batch."""
 
     ttft_ms: float
@@ -54,13 +57,13 @@ class _Trial:
 
 
 @dataclass
-class _Cell:
+class Cell:
     """One line of the table: a method at a prompt length and a concurrency."""
 
     method: str
     prompt_length: int
     concurrency: int
-    trials: list[_Trial] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
 
     def row(self, new_tokens: int) -> dict[str, Any]:
         def median(name: str) -> float:
@@ -81,34 +84,92 @@ class _Cell:
         }
 
 
+class Bed(Protocol):
+    """The models of a run, loaded, in one engine."""
+
+    dtype: str
+
+    def measure(self, cell: Cell, trial: int) -> Trial:
+        """Decode once."""
+
+    def limit(self, regular: dict[str, Any], pipo: dict[str, Any]) -> dict[str, float]:
+        """What the bytes that a step reads allow, from the two methods' rows, where this can be said."""
+
+    def close(self) -> None:
+        """Give back what was taken."""
+
+
 def bench(options: BenchOptions, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Medians over trials, methods interleaved. Raises `UsageError`."""
+    valid = METHODS[options.engine]
     for method in options.methods:
-        if method not in METHODS:
-            raise UsageError("--methods", f"{method!r} cannot be measured", f"choose from {', '.join(METHODS)}")
-    engine = LocalEngine.load(options.model, dtype=options.dtype, device=options.device)
-    models = {"pipo": engine.model, "regular": _base(options, engine)}
-    models["transformers"] = models["regular"]
-    rows, ratios = [], []
-    for length in options.prompt_lengths:
-        for concurrency in options.concurrency:
-            cells = [_Cell(method, length, concurrency) for method in options.methods]
-            for trial in range(options.trials + 1):
-                for cell in cells:
-                    progress(f"{cell.method}, {length} tokens, concurrency {concurrency}, trial {trial}")
-                    result = _measure(models[cell.method], cell, options, trial)
-                    if trial:  # the first warms up
-                        cell.trials.append(result)
-            rows += [cell.row(options.new_tokens) for cell in cells]
-            ratios += _ratios(rows[-len(cells) :], models, options)
+        if method not in valid:
+            raise UsageError("--methods", f"{method!r} cannot be measured", f"choose from {', '.join(valid)}")
+    bed = _bed(options)
+    try:
+        rows, ratios = _fill(bed, options, progress)
+    finally:
+        bed.close()
     return {
         "hardware": hardware(),
         "model": options.model,
         "base": options.base or "own backbone",
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "dtype": bed.dtype,
         "rows": rows,
         "ratios": ratios,
     }
+
+
+def _bed(options: BenchOptions) -> Bed:
+    if options.engine == "vllm":
+        from pipo.bench.vllm import VllmBed
+
+        return VllmBed(options)
+    return LocalBed(options)
+
+
+def _fill(bed: Bed, options: BenchOptions, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
+    rows, ratios = [], []
+    for length in options.prompt_lengths:
+        for concurrency in options.concurrency:
+            cells = [Cell(method, length, concurrency) for method in options.methods]
+            for trial in range(options.trials + 1):
+                for cell in cells:
+                    progress(f"{cell.method}, {length} tokens, concurrency {concurrency}, trial {trial}")
+                    result = bed.measure(cell, trial)
+                    if trial:  # the first warms up
+                        cell.trials.append(result)
+            rows += [cell.row(options.new_tokens) for cell in cells]
+            ratios += _ratios(rows[-len(cells) :], bed)
+    return rows, ratios
+
+
+def random_prompts(cell: Cell, seed: int, vocabulary: int, pad: int) -> list[list[int]]:
+    """Of a trial: the same for every method. PAD is not in them."""
+    draw = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(vocabulary, (cell.concurrency, cell.prompt_length), generator=draw)
+    prompts[prompts == pad] = (pad + 1) % vocabulary
+    ids: list[list[int]] = prompts.tolist()
+    return ids
+
+
+class LocalBed:
+    """pipo's own decoder."""
+
+    def __init__(self, options: BenchOptions) -> None:
+        engine = LocalEngine.load(options.model, dtype=options.dtype, device=options.device)
+        self.options, self.dtype = options, str(engine.model.dtype).removeprefix("torch.")
+        base = _base(options, engine)
+        self.models = {"pipo": engine.model, "regular": base, "transformers": base}
+
+    def measure(self, cell: Cell, trial: int) -> Trial:
+        return _measure(self.models[cell.method], cell, self.options, trial)
+
+    def limit(self, regular: dict[str, Any], pipo: dict[str, Any]) -> dict[str, float]:
+        return {"tpot_speedup_limit": _limit(regular, pipo, self.models)}
+
+    def close(self) -> None:
+        pass
 
 
 def _base(options: BenchOptions, engine: LocalEngine) -> Any:
@@ -126,13 +187,10 @@ def own_backbone(model: Any) -> Any:
     return plain.eval()
 
 
-def _measure(model: Any, cell: _Cell, options: BenchOptions, trial: int) -> _Trial:
-    draw = torch.Generator().manual_seed(options.seed + trial)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+def _measure(model: Any, cell: Cell, options: BenchOptions, trial: int) -> Trial:
     pad = model.generation_config.pad_token_id or 0
-    prompts = torch.randint(vocabulary, (cell.concurrency, cell.prompt_length), generator=draw)
-    prompts[prompts == pad] = (pad + 1) % vocabulary
-    ids, mask = left_pad(prompts.tolist(), pad, model.device)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids, mask = left_pad(random_prompts(cell, options.seed + trial, vocabulary, pad), pad, model.device)
     common: dict[str, Any] = {
         "max_new_tokens": options.new_tokens,
         "do_sample": False,
@@ -148,7 +206,7 @@ def _measure(model: Any, cell: _Cell, options: BenchOptions, trial: int) -> _Tri
     tokens = [sum(len(slot.tokens) for slot in slots) for slots in out.slots]
     later = sum(tokens) - sum(len(slots[0].tokens) for slots in out.slots)
     loop_s = out.finished_at - out.first_slot_at
-    return _Trial(
+    return Trial(
         ttft_ms=1000 * (out.first_slot_at - start),
         tpot_ms=1000 * loop_s * cell.concurrency / max(later, 1),
         tokens_per_second=sum(tokens) / (out.finished_at - start),
@@ -173,7 +231,7 @@ class _FirstToken:
         pass
 
 
-def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dict[str, Any], start: float) -> _Trial:
+def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dict[str, Any], start: float) -> Trial:
     clock = _FirstToken()
     out = model.generate(
         input_ids=ids,
@@ -188,7 +246,7 @@ def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dic
     cached = sum(
         layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers if hasattr(layer, "keys")
     )
-    return _Trial(
+    return Trial(
         ttft_ms=1000 * (first - start) if clock.times else float("nan"),
         tpot_ms=1000 * (end - first) / max(new - 1, 1),
         tokens_per_second=new * len(ids) / (end - start),
@@ -198,7 +256,7 @@ def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dic
     )
 
 
-def _ratios(rows: list[dict[str, Any]], models: dict[str, Any], options: BenchOptions) -> list[dict[str, Any]]:
+def _ratios(rows: list[dict[str, Any]], bed: Bed) -> list[dict[str, Any]]:
     by = {row["method"]: row for row in rows}
     if not {"regular", "pipo"} <= by.keys():
         return []
@@ -209,7 +267,7 @@ def _ratios(rows: list[dict[str, Any]], models: dict[str, Any], options: BenchOp
             "concurrency": pipo["concurrency"],
             "ttft_speedup": regular["ttft_ms"] / pipo["ttft_ms"],
             "tpot_speedup": regular["tpot_ms"] / pipo["tpot_ms"],
-            "tpot_speedup_limit": _limit(regular, pipo, models),
+            **bed.limit(regular, pipo),
             "throughput_speedup": pipo["tokens_per_second"] / regular["tokens_per_second"],
             "kv_ratio": pipo["kv_bytes_per_token"] / regular["kv_bytes_per_token"],
         }

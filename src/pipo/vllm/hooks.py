@@ -28,9 +28,7 @@ KV_SPEC = "vllm.v1.kv_cache_interface:FullAttentionSpec"
 
 HOOKS = (
     # plugin and settings
-    Hook(
-        "vllm.model_executor.models.config:MODELS_CONFIG_MAP", "settings of an architecture before the engine starts"
-    ),
+    Hook("vllm.model_executor.models.config:MODELS_CONFIG_MAP", "settings of an architecture before the engine starts"),
     Hook(
         "vllm.config.model:ModelConfig.__post_init__",
         "a hybrid backbone changes the model's architecture",

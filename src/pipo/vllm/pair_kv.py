@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from vllm.model_executor.layers.attention import Attention
@@ -21,11 +21,16 @@ def convert_layers(model: nn.Module) -> None:
     """Make every layer of a stock model that keeps a cache keep it in pairs."""
     for layer in model.modules():
         if isinstance(layer, MambaBase):
-            layer.get_attn_backend = functools.partial(pair_backend, cast(Any, layer.get_attn_backend()))
+            stock: Any = layer.get_attn_backend()
+            layer.get_attn_backend = _returns(pair_backend(stock))
         elif isinstance(layer, Attention):
             layer.__class__ = PairAttention
             layer.attn_backend = pair_backend(layer.attn_backend)
             layer.impl.__class__ = pair_impl(type(layer.impl))
+
+
+def _returns(backend: Any) -> Any:
+    return lambda: backend
 
 
 class PairAttention(Attention):

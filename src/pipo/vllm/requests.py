@@ -8,17 +8,21 @@ from typing import Any
 from pipo.errors import UsageError
 from pipo.pairing import accepts_none, check_force_acceptance, check_threshold
 
-THRESHOLD, FORCE = "confidence_threshold", "force_acceptance"
+THRESHOLD, FORCE, DETAILED = "confidence_threshold", "force_acceptance", "detailed_metrics"
 """Keys of `SamplingParams.extra_args`, and of `vllm_xargs` over HTTP."""
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How a request's drafts are judged. `force` keeps a share of them by a seeded coin, whatever the confidence."""
+    """How a request's drafts are judged. `force` keeps a share of them by a seeded coin, whatever the confidence.
+
+    `detailed` adds to the request's statistics, step by step, what was drafted and kept.
+    """
 
     threshold: float
     force: float | None = None
     grammar: bool = False  # the grammar's mask exists for token 1 only
+    detailed: bool = False
 
     @property
     def drafts(self) -> bool:
@@ -33,6 +37,7 @@ class PairOptions:
             threshold=check_threshold(extra.get(THRESHOLD, default)),
             force=None if force is None else check_force_acceptance(force),
             grammar=params.structured_outputs is not None,
+            detailed=bool(extra.get(DETAILED, False)),
         )
 
 

@@ -70,7 +70,7 @@ class PairScheduler(Scheduler):
 
     def _count(self, request: Any, drafted: int, accepted: int) -> None:
         """A step of a request: its `num_spec_steps` are all steps, so 1 + accepted / steps is tokens per step."""
-        request.spec_decode_metrics.observe(drafted, accepted)
+        request.spec_decode_metrics.observe(drafted, accepted, request.pair_options.detailed)
         if drafted:
             self.drafts.observe_draft(drafted, accepted)
 
