@@ -18,12 +18,18 @@ class Each(list):
 
 
 def save_tiny(folder, family, **changes):
-    """A PIPO folder with a stored threshold that confidences lie on both sides of."""
+    """A PIPO folder with a stored threshold that confidences lie on both sides of.
+
+    Its MTP head is no copy of the backbone's layer: that one repeats token 1, whatever stands in its cache.
+    """
     from pipo.convert import from_base
 
     tokenizer = tiny.tokenizer()
     model = from_base(tiny.base(family, max_position_embeddings=LENGTH, **changes), tokenizer=tokenizer)
     with torch.no_grad():
+        for parameter in model.mtp.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.3)
         model.confidence_head.fc1.weight.normal_(0, 0.2)
         model.confidence_head.fc2.weight.normal_(0, 1.0)
     model.generation_config.confidence_threshold = 0.5

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -112,11 +113,11 @@ def test_a_strong_penalty_leaves_no_token_twice(llm):
             temperature=0,
         )
     ):
-        assert all(a != b for a, b in zip(row, row[1:], strict=False))
+        assert all(a != b for a, b in pairwise(row))
 
 
 def test_bad_words_are_seen_across_pairs_and_pads(llm, local, answer):
-    prompt, expected = answer
+    prompt, _ = answer
     for threshold in (0.0, 2.0):
         row = reference(local, [prompt], threshold=threshold)[0].token_ids
         for place in (1, 2):
@@ -170,7 +171,7 @@ def test_logprobs_are_the_models_one_for_each_real_token(llm, local, threshold):
     given = out.outputs[0].logprobs
     assert len(given) == len(out.outputs[0].token_ids) == len(expected) == 24
     for row, token, line in zip(given, out.outputs[0].token_ids, expected, strict=True):
-        assert list(row)[0] == token and set(line.topk(3).indices.tolist()) <= set(row)
+        assert next(iter(row)) == token and set(line.topk(3).indices.tolist()) <= set(row)
         for other, logprob in row.items():
             assert logprob.logprob == pytest.approx(float(line[other]), abs=1e-4)
 

@@ -26,7 +26,8 @@ def convert_layers(model: nn.Module) -> None:
         elif isinstance(layer, Attention):
             layer.__class__ = PairAttention
             layer.attn_backend = pair_backend(layer.attn_backend)
-            layer.impl.__class__ = pair_impl(type(layer.impl))
+            kernels: Any = type(layer.impl)
+            layer.impl.__class__ = pair_impl(kernels)
 
 
 def _returns(backend: Any) -> Any:
