@@ -156,6 +156,14 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
 
         return generate(self, inputs, **kwargs)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers', but the confidence threshold can be read back.
+
+        Of a generation config made from a model's config, transformers reads its own fields only.
+        """
+        self.generation_config._from_model_config = False
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_base(cls, base: Any, compressor: str = "mlp", **kwargs: Any) -> PipoForCausalLM:
         """Convert a Hugging Face causal LM (folder, hub id, GGUF file or loaded model). See `pipo.convert`."""

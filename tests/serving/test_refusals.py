@@ -1,7 +1,11 @@
 """What is not supported is refused by name, and the engine goes on."""
 
 import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
 from served import LENGTH, ask, draw, ids, reference, tokens
+from vllm.exceptions import VLLMValidationError
 
 from pipo.errors import UsageError
 from pipo.vllm import plugin
@@ -18,7 +22,7 @@ def alive(llm, local):
 
 @pytest.mark.parametrize("length", [LENGTH - 1, LENGTH, LENGTH + 1, 3 * LENGTH])
 def test_a_prompt_that_leaves_no_room_for_a_pair(llm, length):
-    with pytest.raises(ValueError, match="max_model_len|maximum model length"):
+    with pytest.raises(VLLMValidationError, match="max_model_len|maximum model length|maximum context length"):
         ask(llm, draw((length,)))
 
 
@@ -48,12 +52,12 @@ def test_a_prompt_near_the_limit_is_answered_up_to_it(llm, local, length, thresh
     ],
 )
 def test_a_request_option(llm, fields, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(VLLMValidationError, match=named):
         ask(llm, draw((5,)), **fields)
 
 
 def test_pad_inside_a_prompt(llm):
-    with pytest.raises(ValueError, match=r"PAD \(2\) inside a prompt"):
+    with pytest.raises(VLLMValidationError, match=r"PAD \(2\) inside a prompt"):
         ask(llm, [[5, 2, 7]])
 
 

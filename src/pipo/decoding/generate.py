@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.utils import ModelOutput
 
 from pipo.decoding.attention import fast_attention
@@ -89,7 +95,8 @@ def generate(
         mask = rest.get("attention_mask")
         prompts = _prompts(model, input_ids, mask)
         if presence_penalty:
-            logits_processor.insert(0, PresencePenalty(presence_penalty, input_ids.shape[1]))
+            after = int(bool(logits_processor) and isinstance(logits_processor[0], RepetitionPenaltyLogitsProcessor))
+            logits_processor.insert(after, PresencePenalty(presence_penalty, input_ids.shape[1]))  # as in vLLM
         loop = Loop(
             reader=make_reader(model),
             sampler=Sampler(logits_processor, generation_config.do_sample, generators),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,7 @@ def check_all_requests() -> None:
 
     stock = InputProcessor.process_inputs
 
+    @functools.wraps(stock)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = stock(self, *args, **kwargs)
         if is_pipo(self.vllm_config):

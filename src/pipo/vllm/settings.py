@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -118,6 +119,7 @@ def keep_first_runner() -> None:
     """PIPO models run on vLLM's first model runner; its second is not supported yet."""
     stock = VllmConfig._get_v2_model_runner_unsupported_features
 
+    @functools.wraps(stock)
     def unsupported(self: VllmConfig) -> list[str]:
         return [*stock(self), "PIPO"] if is_pipo(self) else stock(self)
 
