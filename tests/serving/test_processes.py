@@ -30,13 +30,8 @@ def start(folder, out, env=(), fields=None, **settings):
     program = [str(HERE / "serve_folder.py"), folder, str(out)]
     facts = (SETTINGS | settings, PROMPTS, fields or {"threshold": THRESHOLDS, "ignore_eos": True})
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | dict(env)
-    done = subprocess.run(
-        [sys.executable, *program, *map(json.dumps, facts)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [sys.executable, *program, *map(json.dumps, facts)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(out.read_text())
 

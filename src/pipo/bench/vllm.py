@@ -42,7 +42,7 @@ class VllmBed:
             "gpu_memory_utilization": MEMORY_SHARE / len(options.methods),
         }
         if method == "ngram":
-            settings |= {"speculative_config": NGRAM, "per_request_spec_decode_metrics": "detailed"}
+            settings |= {"speculative_config": NGRAM, "per_request_spec_decode_metrics": "summary"}
         engine = VllmEngine.load(self._source(method), dtype=options.dtype, **settings, **self._cache(method))
         if method == "pipo" and not engine.is_pipo:
             engine.close()
@@ -93,14 +93,16 @@ class VllmBed:
         )
         seconds = time.perf_counter() - start
         tokens = sum(len(one.token_ids) for one in done)
+        drafts = [one.to_dict() for one in engine.statistics if one is not None]
+        accepted = sum(one["num_accepted_draft_tokens"] for one in drafts)
         return Trial(
             ttft_ms=statistics.median(one.ttft_ms or 0 for one in done),
             tpot_ms=statistics.median(one.tpot_ms or 0 for one in done),
             tokens_per_second=tokens / seconds,
             tokens=tokens,
-            steps=sum(one.steps for one in done),
-            drafted=sum(one.drafted for one in done),
-            accepted=sum(one.accepted for one in done),
+            steps=tokens - accepted,
+            drafted=sum(one["num_draft_tokens"] for one in drafts),
+            accepted=accepted,
             kv_bytes=round(engine.kv_bytes_per_token() * (cell.concurrency * cell.prompt_length + tokens)),
         )
 

@@ -15,7 +15,12 @@ from pipo.shipped import resolve
 from pipo.vllm.plugin import check_version
 from pipo.vllm.requests import DETAILED, FORCE, THRESHOLD
 
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+SETTINGS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a process that has used torch's threads must not be forked
+}
+"""Of vLLM's environment, where the user has not set them."""
 KV_BYTES = 256 << 20
 
 
@@ -27,12 +32,13 @@ class VllmEngine:
         self.tokenizer = llm.get_tokenizer()
         self.config = llm.llm_engine.vllm_config.model_config.hf_config
         self.is_pipo = self.config.model_type == "pipo"
+        self.statistics: list[Any] = []  # vLLM's, of every request of the last batch; None without speculation
 
     @classmethod
     def load(cls, source: str, *, dtype: str = "auto", **settings: Any) -> VllmEngine:
         """`source`: folder, hub id, `demo` or `demo-base`. `settings` are of `vllm.LLM`. Raises `UsageError`."""
         check_version()
-        for name, value in QUIET.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         folder = resolve(source)
         if Path(folder).exists() and not Path(folder, "config.json").is_file():
@@ -87,7 +93,9 @@ class VllmEngine:
             for row in range(len(prompts))
         ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return [self._completion(out) for out in self.llm.generate(asked, params, use_tqdm=False)]
+        outputs = self.llm.generate(asked, params, use_tqdm=False)
+        self.statistics = [out.outputs[0].spec_decode_metrics for out in outputs]
+        return [self._completion(out) for out in outputs]
 
     def _completion(self, out: Any) -> Completion:
         answer, times = out.outputs[0], out.metrics
@@ -116,10 +124,11 @@ class VllmEngine:
         return slots
 
     def kv_bytes_per_token(self) -> float:
-        """Of attention keys and values, by vLLM's own account, over all ranks."""
-        ranks = self.llm.collective_rpc("get_kv_cache_spec")
-        specs = [spec for rank in ranks for spec in rank.values() if hasattr(spec, "num_kv_heads")]
-        return float(sum(spec.page_size_bytes / spec.block_size for spec in specs))
+        """The cache's bytes, of all ranks, by the tokens that vLLM says it holds."""
+        config = self.llm.llm_engine.vllm_config
+        cache = config.cache_config
+        bytes_ = cache.kv_cache_memory_bytes * config.parallel_config.tensor_parallel_size
+        return float(bytes_ / (cache.num_gpu_blocks * cache.block_size))
 
     def close(self) -> None:
         """End the engine's processes."""

@@ -50,7 +50,11 @@ HOOKS = (
         "a request's own check in the front end",
         parameters=("self", "request_id", "prompt", "params"),
     ),
-    Hook("vllm.v1.metrics.loggers:PrometheusStatLogger._spec_decoding_cls", "Prometheus counters of drafts"),
+    Hook(
+        "vllm.v1.metrics.loggers:PrometheusStatLogger.__init__",
+        "Prometheus counters of drafts",
+        mentions=("self.vllm_config = vllm_config", "self._spec_decoding_cls("),
+    ),
     Hook(
         "vllm.v1.spec_decode.metrics:SpecDecodingProm.__init__",
         "the same",

@@ -1,4 +1,4 @@
-"""Counts of drafts under vLLM's own names: a request's statistics and the Prometheus counters of its speculation."""
+"""Counts of drafts under vLLM's own names: the Prometheus counters that it makes for its own speculation."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ from types import SimpleNamespace
 from typing import Any
 
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-from vllm.v1.spec_decode.metrics import SpecDecodingProm
+
+from pipo.vllm.settings import is_pipo
 
 DRAFTS_A_STEP = 1
 
 
-class DraftCounters(SpecDecodingProm):
-    """vLLM makes these counters for its own speculation only; here they appear with the first draft."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.created_with = args[1:]
-
-    def observe(self, spec_decoding_stats: Any, engine_idx: int = 0) -> None:
-        if not self.spec_decoding_enabled:
-            super().__init__(SimpleNamespace(num_speculative_tokens=DRAFTS_A_STEP), *self.created_with)
-        super().observe(spec_decoding_stats, engine_idx)
-
-
 def count_drafts() -> None:
-    """Let vLLM's Prometheus logger use them."""
-    PrometheusStatLogger._spec_decoding_cls = DraftCounters
+    """Let vLLM's Prometheus logger have its counters of drafts for PIPO models too."""
+    stock = PrometheusStatLogger._spec_decoding_cls
+
+    def counters(logger: Any) -> Any:
+        def with_drafts(_: None, *args: Any, **kwargs: Any) -> Any:
+            return stock(SimpleNamespace(num_speculative_tokens=DRAFTS_A_STEP), *args, **kwargs)
+
+        return with_drafts if is_pipo(logger.vllm_config) else stock
+
+    PrometheusStatLogger._spec_decoding_cls = property(counters)

@@ -54,6 +54,7 @@ class ServedPipo(nn.Module):
             self.mtp = MtpHead(one_layer, type(decoder)(vllm_config=inner, prefix="mtp.decoder"), norm)
         self.confidence_head = ConfidenceHead(config.hidden_size, norm(2 * config.hidden_size))
         convert_layers(self)
+        self.requires_grad_(False)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:  # [...] -> [..., H]
         out: Tensor = self.backbone.model.embed_tokens(input_ids)

@@ -72,6 +72,7 @@ class PairRunner(GPUModelRunner):
         self.pair_forward = Forward(input_ids, positions, out[::2], get_forward_context())
         return out
 
+    @torch.inference_mode()
     def _dummy_run(self, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
         """Warm up, compile and measure the MTP head too."""
         out = super()._dummy_run(num_tokens, *args, **kwargs)
