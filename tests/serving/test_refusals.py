@@ -49,6 +49,7 @@ def test_a_prompt_near_the_limit_is_answered_up_to_it(llm, local, length, thresh
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"thinking_token_budget": 5}, "thinking_token_budget"),
         ({"logprobs": 999}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
     ],
 )
 def test_a_request_option(llm, fields, named):
