@@ -75,6 +75,11 @@ HOOKS = (
     ),
     Hook("vllm.model_executor.layers.mamba.abstract:MambaBase.get_attn_backend", "recurrent layers in pairs"),
     Hook(
+        "vllm.model_executor.layers.mamba.ops.cpu.gdn_attention:_causal_conv1d_fwd_cpu",
+        "a prompt of one pair on a CPU",
+        parameters=("x", "query_start_loc", "cache_indices", "has_initial_state"),
+    ),
+    Hook(
         "vllm.v1.attention.backend:CommonAttentionMetadata.__init__",
         "what kernels are told of a batch",
         parameters=(

@@ -10,10 +10,13 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import CommonAttentionMetadata, MultipleOf
+from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 
@@ -21,6 +24,8 @@ def convert_layers(model: nn.Module) -> None:
     """Make every layer of a stock model that keeps a cache keep it in pairs."""
     for layer in model.modules():
         if isinstance(layer, MambaBase):
+            if current_platform.is_cpu():
+                let_one_position_be_read()
             stock: Any = layer.get_attn_backend()
             layer.get_attn_backend = _returns(pair_backend(stock))
         elif isinstance(layer, Attention):
@@ -28,6 +33,43 @@ def convert_layers(model: nn.Module) -> None:
             layer.attn_backend = pair_backend(layer.attn_backend)
             kernels: Any = type(layer.impl)
             layer.impl.__class__ = pair_impl(kernels)
+
+
+@functools.cache
+def let_one_position_be_read() -> None:
+    """vLLM's convolution for recurrent layers on a CPU fails where a step's prefills are one position in all.
+
+    A prompt of one pair is that, so it is given a second sequence, whose state goes to the block that nobody reads.
+    """
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+
+    stock = gdn_attention._causal_conv1d_fwd_cpu
+
+    @functools.wraps(stock)
+    def convolve(
+        *, x: Tensor, query_start_loc: Tensor, cache_indices: Tensor, has_initial_state: Tensor, **rest: Any
+    ) -> Any:  # x [D, N], transposed in memory
+        if x.shape[1] == 1:
+            x = torch.cat([x.T, x.T]).T
+            query_start_loc = torch.cat([query_start_loc, query_start_loc[-1:] + 1])
+            cache_indices = torch.cat([cache_indices, torch.full_like(cache_indices[:1], NULL_BLOCK_ID)])
+            has_initial_state = torch.cat([has_initial_state, torch.zeros_like(has_initial_state[:1])])
+            return convolve(
+                x=x,
+                query_start_loc=query_start_loc,
+                cache_indices=cache_indices,
+                has_initial_state=has_initial_state,
+                **rest,
+            )[:, :1]
+        return stock(
+            x=x,
+            query_start_loc=query_start_loc,
+            cache_indices=cache_indices,
+            has_initial_state=has_initial_state,
+            **rest,
+        )
+
+    gdn_attention._causal_conv1d_fwd_cpu = convolve
 
 
 def _returns(backend: Any) -> Any:

@@ -51,7 +51,6 @@ def check_request(request: Any, config: Any) -> None:
     PairOptions.of(params, model.hf_config.confidence_threshold)
     unsupported = {
         "prompt_logprobs": params.prompt_logprobs is not None,
-        "logprobs=-1": params.logprobs == -1,
         "thinking_token_budget": params.thinking_token_budget is not None,
         "repetition_detection": params.repetition_detection is not None,
         "trace_decode_token_ids": bool(params.trace_decode_token_ids),
