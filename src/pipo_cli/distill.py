@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipo_cli.sft import REPORT, RESUME, read
+from pipo_cli.sft import REPORT, RESUME, done, read
 
 
 def distill(
@@ -22,4 +22,4 @@ def distill(
     from pipo.training.distill import distill as train
 
     train(recipe, resume=resume)
-    typer.echo(f"wrote {recipe.output}")
+    done(recipe.output)

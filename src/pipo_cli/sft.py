@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,14 +37,26 @@ def sft(
     from pipo.training.sft import sft as train
 
     train(recipe, resume=resume)
-    typer.echo(f"wrote {recipe.output}")
+    done(recipe.output)
+
+
+def done(folder: str) -> None:
+    """Say where the result is, once however many ranks trained."""
+    if rank() == 0:
+        typer.echo(f"wrote {folder}")
+
+
+def rank() -> int:
+    """This process's number, as torchrun and accelerate set it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def read(kind: type[RecipeT], config: str, overrides: list[str] | None, report_to: str | None) -> RecipeT:
     """A stage's recipe, and its log on the terminal."""
     from pipo.training.recipe import load_recipe
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    level = logging.INFO if rank() == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     tracker = [] if report_to is None else [f"trainer.report_to={report_to}"]
     return load_recipe(kind, config, [*(overrides or []), *tracker])

@@ -110,7 +110,8 @@ class Recipe(Section):
         for key in value:
             if key not in names:
                 raise ValueError(f"unknown key {key!r}{_nearest(key, names)}")
-        return value
+        # YAML reads the strategy `no` as false
+        return {key: "no" if on is False and key.endswith("_strategy") else on for key, on in value.items()}
 
 
 class SftRecipe(Recipe):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
@@ -17,6 +18,7 @@ from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
 from pipo.errors import UsageError
 from pipo.save import save_model
 from pipo.shipped import adapter_of, resolve
+from pipo.training.checkpoint import last_checkpoint, whole_model
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
 from pipo.training.trainer import PairTrainer, StepTrainer, next_token_counts
 
@@ -26,6 +28,14 @@ DataT = TypeVar("DataT", ChatDataset, PromptDataset)
 
 NEW_MODULES = ["compressor", "mtp", "confidence_head"]
 """Trained whole beside adapters: they are new, or small."""
+
+FIXED: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "prediction_loss_only": True,
+    "label_names": ["labels"],
+    "average_tokens_across_devices": True,  # the losses are normalised over all ranks
+}
+"""Fields of TrainingArguments that are not the recipe's."""
 
 
 def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
@@ -42,20 +52,28 @@ def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
         "seed": 0,
         "disable_tqdm": not sys.stderr.isatty(),
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
+        "ddp_find_unused_parameters": False,  # every loss reaches all that is trained
     }
+    for key in FIXED.keys() & recipe.trainer.keys():
+        raise UsageError(f"trainer.{key}", f"is always {FIXED[key]}", "leave it out")
     try:
-        return TrainingArguments(
-            output_dir=recipe.output,
-            **{
-                **defaults,
-                **recipe.trainer,
-                "remove_unused_columns": False,
-                "prediction_loss_only": True,
-                "label_names": ["labels"],
-            },
-        )
+        args = TrainingArguments(output_dir=recipe.output, **{**defaults, **recipe.trainer, **FIXED})
     except (TypeError, ValueError) as error:
         raise UsageError("trainer", str(error).splitlines()[0], "see transformers.TrainingArguments") from error
+    check_strategy(args)
+    return args
+
+
+def check_strategy(args: TrainingArguments) -> None:
+    """Refuse what ranks cannot share here."""
+    if args.train_sampling_strategy not in ("random", "sequential", "group_by_length"):
+        raise UsageError(
+            "trainer.train_sampling_strategy",
+            f"{args.train_sampling_strategy!r} is not supported",
+            "use group_by_length",
+        )
+    if is_deepspeed_zero3_enabled():
+        raise UsageError("DeepSpeed", "ZeRO-3 is not supported", "use ZeRO-2 (runs/deepspeed_zero2.yaml) or FSDP2")
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
@@ -79,36 +97,45 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
     return get_peft_model(model, config)
 
 
-def last_checkpoint(folder: str, resume: bool) -> str | None:
-    """Where to go on. Refuses to train over another run's checkpoints."""
-    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if found and not resume:
-        raise UsageError("output", f"{folder} holds a run already", "pass --resume to go on, or choose another folder")
-    return found
-
-
 def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
     """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
     args = train_arguments(recipe)
-    checkpoint = last_checkpoint(recipe.output, resume)
-    set_seed(args.seed)  # of new adapters
+    checkpoint = last_checkpoint(recipe.output, resume, args.world_size)
     tokenizer = load_tokenizer(resolve(recipe.model))
     trainer = (regular_trainer if recipe.objective == "regular" else pair_trainer)(recipe, args, tokenizer)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    save(trainer, tokenizer, recipe)
+    trainer.run(checkpoint)
+    save(trainer, tokenizer, recipe, lambda: student(recipe, args.seed))
+
+
+def student(recipe: SftRecipe | DistillRecipe, seed: int) -> Any:
+    """The model that a recipe starts from, in float32, with its adapters; `seed` decides new ones."""
+    set_seed(seed)
+    regular = isinstance(recipe, SftRecipe) and recipe.objective == "regular"
+    model, full = (load_control(recipe), []) if regular else (load_student(recipe), NEW_MODULES)
+    if recipe.lora is None:
+        return model
+    return add_lora(model, recipe.lora, full if recipe.lora.full is None else recipe.lora.full)
+
+
+def load_control(recipe: SftRecipe | DistillRecipe) -> Any:
+    """The uncompressed model, with a loss that never holds the logits of a whole batch."""
+    from pipo.training.regular import use_chunked_loss
+
+    base = load_base(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
+    return use_chunked_loss(base)
+
+
+def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
+    """The PIPO model."""
+    from pipo import PipoForCausalLM
+
+    return PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
 
 
 def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """The uncompressed control: same data, order and masking."""
-    from pipo.training.regular import use_chunked_loss
-
-    model: Any = use_chunked_loss(
-        load_base(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
-    )
-    if recipe.lora:
-        model = add_lora(model, recipe.lora, recipe.lora.full or [])
     return StepTrainer(
-        model=model,
+        model=student(recipe, args.seed),
         args=args,
         train_dataset=chats(recipe, recipe.data.train, tokenizer),
         eval_dataset=chats(recipe, recipe.data.eval, tokenizer) if recipe.data.eval else None,
@@ -117,19 +144,10 @@ def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) 
     )
 
 
-def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
-    """The PIPO model that a recipe starts from, in float32."""
-    from pipo import PipoForCausalLM
-
-    return PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
-
-
 def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """PIPO-SFT (paper sec. 3.2)."""
-    model: Any = load_student(recipe)
+    model = student(recipe, args.seed)
     pad = model.config.pad_token_id
-    if recipe.lora:
-        model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
 
     def pairs(files: list[str]) -> PairDataset:
         pads = recipe.pads
@@ -161,11 +179,11 @@ def note_problems(data: DataT) -> DataT:
     return data
 
 
-def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe) -> None:
-    """The trained model, merged, with the adapter beside it."""
-    if not trainer.is_world_process_zero():
+def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe, build: Callable[[], Any]) -> None:
+    """The trained model, merged, with the adapter beside it; rank 0 writes. `build`: see `whole_model`."""
+    model = whole_model(trainer, build)
+    if model is None:
         return
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.lora:
         model.save_pretrained(Path(recipe.output) / "adapter")
         model = model.merge_and_unload()
