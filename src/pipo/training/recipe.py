@@ -48,15 +48,9 @@ class Lora(Section):
     rank: int | None = Field(default=None, ge=1)
     alpha: float | None = Field(default=None, description="scale is alpha / rank; default 2 x rank")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ]
+    targets: list[str] | Literal["all-linear"] | None = Field(
+        default=None, description="names of the adapted layers; default: every linear layer of the family's decoder"
+    )
     full: list[str] | None = Field(
         default=None, description="modules trained whole; default compressor, MTP and confidence"
     )

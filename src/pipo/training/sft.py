@@ -15,7 +15,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
-from pipo.errors import UsageError
+from pipo.errors import UsageError, first_line
+from pipo.families import LORA_TARGETS, text_config
 from pipo.save import save_model
 from pipo.shipped import adapter_of, resolve
 from pipo.training.checkpoint import last_checkpoint, whole_model
@@ -91,10 +92,13 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
         r=lora.rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=lora.targets or LORA_TARGETS[text_config(model.config).model_type],
         modules_to_save=full or None,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError("lora", first_line(error), "see the model's layers with `pipo inspect`") from error
 
 
 def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
