@@ -35,6 +35,9 @@ LORA_TARGETS = {
 }
 """Backbone model type -> names of all linear layers inside its decoder layers."""
 
+RECURRENT = ("Qwen3_5GatedDeltaNet",)
+"""Classes of layers that carry a state from one position to the next."""
+
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The decoder's config, out of a multimodal wrapper where there is one. Raises `UsageError`."""

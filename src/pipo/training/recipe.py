@@ -15,6 +15,10 @@ from pipo.errors import UsageError
 RecipeT = TypeVar("RecipeT", bound="Section")
 
 
+KEEPS_APART = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
+"""Attention that transformers masks between the examples of a packed row."""
+
+
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors."""
 
@@ -29,6 +33,9 @@ class Data(Section):
     max_length: int = Field(default=4096, ge=4, description="longest conversation in tokens; longer ones are skipped")
     prefix: str = Field(
         default="", description="start of every answer that the prompt already holds, e.g. '<think>\\n'"
+    )
+    packing: bool = Field(
+        default=False, description="a batch's conversations lie end to end in one row, none of which sees another"
     )
 
 
@@ -115,6 +122,15 @@ class SftRecipe(Recipe):
     data: Data
     pads: Pads = Pads()
     loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _can_pack(self) -> SftRecipe:
+        if self.data.packing and self.attention not in KEEPS_APART:
+            raise ValueError(
+                f"attention: {self.attention!r} is not known to keep packed examples apart; use one of "
+                f"{', '.join(KEEPS_APART)}, or data.packing=false"
+            )
+        return self
 
 
 class Prompts(Section):

@@ -15,6 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
+from pipo.data.packing import Packer
 from pipo.errors import UsageError, first_line
 from pipo.families import LORA_TARGETS, text_config
 from pipo.save import save_model
@@ -143,7 +144,7 @@ def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) 
         args=args,
         train_dataset=chats(recipe, recipe.data.train, tokenizer),
         eval_dataset=chats(recipe, recipe.data.eval, tokenizer) if recipe.data.eval else None,
-        data_collator=Collator(tokenizer.pad_token_id, recipe.pad_to_multiple_of),
+        data_collator=collator(recipe, tokenizer.pad_token_id, opening=1),
         count=next_token_counts,
     )
 
@@ -164,10 +165,16 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
         args=args,
         train_dataset=pairs(recipe.data.train),
         eval_dataset=pairs(recipe.data.eval) if recipe.data.eval else None,
-        data_collator=Collator(pad, recipe.pad_to_multiple_of),
+        data_collator=collator(recipe, pad, opening=2),
         loss=recipe.loss,
         pad=pad,
     )
+
+
+def collator(recipe: SftRecipe, pad: int, opening: int) -> Collator | Packer:
+    """How rows become a batch. `opening`: tokens at an example's start that nothing predicts."""
+    multiple = recipe.pad_to_multiple_of
+    return Packer(pad, multiple, opening) if recipe.data.packing else Collator(pad, multiple)
 
 
 def chats(recipe: SftRecipe, files: list[str], tokenizer: Any) -> ChatDataset:

@@ -48,6 +48,8 @@ class StepTrainer(Trainer):
     model returns in `metrics` (name -> sum, number) is logged as means.
     """
 
+    train_dataset: Any
+    eval_dataset: Any
     fillable = True  # the data's rows are ids and labels
 
     def __init__(self, *args: Any, count: Any, **kwargs: Any) -> None:
@@ -142,8 +144,8 @@ class PairTrainer(StepTrainer):
         return weighted_loss(model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher), self.weights)
 
     def total(self, logs: dict[str, float], prefix: str) -> float:
-        losses = (logs[f"{prefix}{name}_loss"] for name in ("backbone", "mtp", "confidence"))
-        return float(weigh(*losses, self.weights))
+        backbone, mtp, confidence = (logs[f"{prefix}{name}_loss"] for name in ("backbone", "mtp", "confidence"))
+        return float(weigh(backbone, mtp, confidence, self.weights))
 
 
 def weighted_loss(out: Any, weights: Weights) -> Any:
