@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipo.training.recipe import RecipeT
+    from pipo.training.recipe import DistillRecipe, RecipeT, SftRecipe
 
 RESUME = "Go on from the last checkpoint in the recipe's output folder."
 DRY_RUN = "Check the recipe and its data, print steps and memory, train nothing."
@@ -29,15 +29,20 @@ def sft(
 
     recipe = read(SftRecipe, config, overrides, report_to)
     if dry_run:
-        from pipo.training.estimate import estimate
-
-        for name, value in estimate(recipe).items():
-            typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
+        print_estimate(recipe)
         return
     from pipo.training.sft import sft as train
 
     train(recipe, resume=resume)
     done(recipe.output)
+
+
+def print_estimate(recipe: SftRecipe | DistillRecipe) -> None:
+    """What `--dry-run` prints."""
+    from pipo.training.estimate import estimate
+
+    for name, value in estimate(recipe).items():
+        typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
 
 
 def done(folder: str) -> None:

@@ -1,86 +1,132 @@
-"""`pipo sft --dry-run`: steps and memory of a recipe, without training."""
+"""`--dry-run`: steps and memory of a recipe, without training."""
 
 from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+import random
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from pipo.base import load_tokenizer
-from pipo.losses import CHUNK
+from pipo.data.chat import ChatDataset, PromptDataset
+from pipo.data.layout import lay_out
 from pipo.shipped import adapter_of, resolve
-from pipo.training.recipe import Lora, SftRecipe
-from pipo.training.sft import NEW_MODULES, chats, train_arguments
+from pipo.training.distill import compare_by
+from pipo.training.divergence import Compare, labelled
+from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
+from pipo.training.regular import use_chunked_loss
+from pipo.training.sft import NEW_MODULES, add_lora, chats, note_problems, train_arguments
+from pipo.training.simulate import StepMemory, stand_in, step_memory
+from pipo.training.teacher import Teacher
 
 GB = 1e9
-ACTIVATION_FLOATS = (16, 4)
-"""Floats kept for backward per position and layer: times hidden size, times intermediate size. A rough count."""
 
 
-def estimate(recipe: SftRecipe) -> dict[str, Any]:
-    """Examples, steps and gigabytes (float32 training with Adam). Raises `UsageError` as training would."""
+def estimate(recipe: SftRecipe | DistillRecipe) -> dict[str, Any]:
+    """Examples, steps, and gigabytes of one process (float32 weights, Adam). Raises `UsageError` as training would.
+
+    Memory is that of the longest batch. The decoder's caches of a rollout, and what ranks keep to exchange gradients,
+    come on top.
+    """
     args = train_arguments(recipe)
-    data = chats(recipe, recipe.data.train, load_tokenizer(resolve(recipe.model)))
+    tokenizer = load_tokenizer(resolve(recipe.model))
+    data: ChatDataset | PromptDataset
+    if isinstance(recipe, SftRecipe):
+        data = chats(recipe, recipe.data.train, tokenizer)
+    else:
+        how = recipe.data.model_dump(exclude={"train"})
+        data = note_problems(PromptDataset(recipe.data.train, tokenizer, **how))
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(len(data) / per_step) * math.ceil(args.num_train_epochs)
-    model = _skeleton(recipe)
-    total = sum(p.numel() for p in model.parameters())
-    trained = _trained(model, recipe.lora) if recipe.lora else total
-    longest = max(data.lengths)
-    positions = args.per_device_train_batch_size * (longest / 2 if recipe.objective == "pipo" else longest)
+    memory = measure(recipe, args, data)
     return {
         "examples": len(data),
         "left_out": len(data.problems),
         "tokens": sum(data.lengths),
-        "longest": longest,
+        "longest": max(data.lengths),
         "examples_per_step": per_step,
-        "steps": steps,
-        "parameters": total,
-        "trained_parameters": trained,
-        "weights_gb": 4 * total / GB,
-        "gradients_and_adam_gb": 12 * trained / GB,
-        "activations_gb": 4 * positions * _floats_per_position(model.config.get_text_config()) / GB,
-        "logits_gb": 3 * 4 * CHUNK * model.config.get_text_config().vocab_size / GB,
+        "steps": args.max_steps
+        if args.max_steps > 0
+        else math.ceil(math.ceil(len(data) / per_step) * args.num_train_epochs),
+        "parameters": memory.parameters,
+        "trained_parameters": memory.trained,
+        "weights_gb": memory.weights / GB,
+        "adam_gb": memory.adam / GB,
+        "gradients_activations_logits_gb": memory.step / GB,
+        "peak_gb": memory.total / GB,
     }
 
 
-def _skeleton(recipe: SftRecipe) -> Any:
-    """The model without its weights."""
-    import pipo  # noqa: F401 - registers the model type
+def measure(recipe: SftRecipe | DistillRecipe, args: TrainingArguments, data: Any) -> StepMemory:
+    """The memory of the recipe's longest batch."""
+    rows, row = args.per_device_train_batch_size, longest_row(recipe, data)
+    packing = isinstance(recipe, SftRecipe) and recipe.data.packing
+    rows, row = (1, rows * row) if packing else (rows, row)
+    return step_memory(
+        partial(student, recipe),
+        partial(teacher, recipe),
+        rows,
+        row + -row % recipe.pad_to_multiple_of,
+        attention=recipe.attention,
+        masked=packing or rows > 1,
+        bf16=args.bf16,
+        checkpoint=args.gradient_checkpointing,
+    )
 
-    config = AutoConfig.from_pretrained(resolve(recipe.model))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
+
+def longest_row(recipe: SftRecipe | DistillRecipe, data: Any) -> int:
+    """Token positions of the longest example, with as many PADs as it can get."""
+    if isinstance(recipe, DistillRecipe):  # one token a pair at worst
+        return max(data.lengths) + 1 + 2 * recipe.rollout.max_new_tokens
+    longest = max(data.items, key=lambda item: len(item.ids))
+    if recipe.objective == "regular":
+        return len(longest.ids)
+    pads = recipe.pads
+    laid = lay_out(longest.ids, longest.labels, 0, pads.scheme, pads.max_ratio, random.Random(0))
+    return len(laid.ids)
+
+
+def student(recipe: SftRecipe | DistillRecipe) -> Any:
+    """The model that is trained, with its adapters, made from its config."""
+    model, lora = skeleton(recipe.model), recipe.lora
+    pipo = model.config.model_type == "pipo"
+    if not pipo:
+        use_chunked_loss(model)
+    if lora is not None:
+        if lora.adapter is not None:
+            lora = adapter_shape(lora.adapter)
+        model = add_lora(model, lora, lora.full if lora.full is not None else NEW_MODULES if pipo else [])
     return model
 
 
-def _adapter(folder: Path) -> Lora:
-    """The shape of a trained adapter."""
-    config = json.loads((folder / "adapter_config.json").read_text())
+def skeleton(source: str) -> Any:
+    """A model in float32, made from its config."""
+    import pipo  # noqa: F401 - registers the model type
+
+    config = AutoConfig.from_pretrained(resolve(source))
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def adapter_shape(source: str) -> Lora:
+    """A trained adapter, as the recipe of a new one."""
+    config = json.loads((adapter_of(source) / "adapter_config.json").read_text())
     return Lora(rank=config["r"], targets=config["target_modules"], full=config["modules_to_save"] or [])
 
 
-def _trained(model: Any, lora: Lora) -> int:
-    if lora.adapter is not None:
-        lora = _adapter(adapter_of(lora.adapter))
-    full = lora.full if lora.full is not None else (NEW_MODULES if model.config.model_type == "pipo" else [])
-    targets = lora.targets if isinstance(lora.targets, list) else None
-    count = 0
-    for name, module in model.named_modules():
-        inside = any(part in name.split(".") for part in full)
-        if name in full:
-            count += sum(p.numel() for p in module.parameters())
-        elif isinstance(module, nn.Linear) and not inside and (targets is None or name.split(".")[-1] in targets):
-            count += (lora.rank or 0) * (module.in_features + module.out_features)
-    return count
-
-
-def _floats_per_position(config: Any) -> float:
-    hidden, inner = ACTIVATION_FLOATS
-    return float(config.num_hidden_layers * (hidden * config.hidden_size + inner * config.intermediate_size))
+def teacher(recipe: SftRecipe | DistillRecipe, model: Any) -> Teacher | None:
+    """Who teaches `model`, None where nobody does."""
+    compare: Compare
+    if isinstance(recipe, SftRecipe):
+        source, compare = recipe.loss.teacher, partial(labelled, weight=recipe.loss.teacher_weight)
+        if source is None:
+            return None
+    else:
+        source, compare = recipe.teacher, compare_by(recipe.divergence)
+        if source is None:
+            return Teacher.with_adapter_off(model, compare, model.config.pad_token_id)
+    frozen = skeleton(source).eval().requires_grad_(False)
+    frozen.set_attn_implementation(stand_in(recipe.attention, False))
+    return Teacher.of(frozen, compare, model.config.pad_token_id)

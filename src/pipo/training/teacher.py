@@ -45,6 +45,11 @@ class Teacher:
     def load(cls, source: str, compare: Compare, pad: int, device: torch.device) -> Teacher:
         """`source`: folder, hub id, or `demo-base`."""
         model: Any = load_base(resolve(source), dtype="float32").eval().requires_grad_(False).to(device)
+        return cls.of(model, compare, pad)
+
+    @classmethod
+    def of(cls, model: Any, compare: Compare, pad: int) -> Teacher:
+        """A loaded causal LM."""
         return cls(model.base_model, model.get_output_embeddings().weight, compare, pad)
 
     @classmethod
