@@ -1,5 +1,6 @@
 """Answers over HTTP are the local engine's, however they are asked for and whatever runs beside them."""
 
+import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -87,7 +88,7 @@ def test_both_tokens_of_a_pair_leave_together_with_what_was_drafted(http, engine
     assert len(drafts) == wanted.steps
     assert [d["steps"] for d in drafts] == list(range(1, wanted.steps + 1))
     counts = [0, *(d["completion_tokens"] for d in drafts)]
-    assert [b - a for a, b in zip(counts, counts[1:], strict=False)] == [len(slot.tokens) for slot in wanted.slots]
+    assert [b - a for a, b in itertools.pairwise(counts)] == [len(slot.tokens) for slot in wanted.slots]
     for choice in choices:
         assert "".join(token["text"] for token in choice["pipo"]["tokens"]) == choice["delta"]["content"]
     tokens = [token for d in drafts for token in d["tokens"]]
@@ -189,7 +190,7 @@ def test_one_logprob_for_each_real_token(client, engine):
         ids += slot.pair(pad)
     assert [entry.logprob for entry in entries] == pytest.approx(values, abs=1e-4)
     for entry in entries:
-        assert [best.logprob for best in entry.top_logprobs] == sorted((b.logprob for b in entry.top_logprobs))[::-1]
+        assert [best.logprob for best in entry.top_logprobs] == sorted(b.logprob for b in entry.top_logprobs)[::-1]
         assert entry.top_logprobs[0].token == entry.token and len(entry.top_logprobs) == 3  # greedy
         assert entry.bytes is None or bytes(entry.bytes).decode() == entry.token
 
