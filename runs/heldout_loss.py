@@ -13,20 +13,18 @@ import torch
 from pipo import PipoForCausalLM
 from pipo.base import load_tokenizer
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset, PairDataset
-from pipo.data.layout import Layout, lay_out
+from pipo.data.chat import ChatDataset, Tokens
+from pipo.data.layout import lay_out
 from pipo.shipped import resolve
 
 BATCH = 16
 REJECTED = (0.0, 0.25, 0.5, 1.0)
 
 
-class Fixed(PairDataset):
-    """Every example at the same ratio."""
-
-    def layout(self, index: int) -> Layout:
-        item = self.chats.items[index]
-        return lay_out(item.ids, item.labels, self.pad, "shift", self.max_ratio, random.Random(index))
+def row(item: Tokens, pad: int, ratio: float, index: int) -> dict[str, list[int]]:
+    """A conversation in pairs, that share of its drafts rejected."""
+    layout = lay_out(item.ids, item.labels, pad, "shift", ratio, random.Random(index))
+    return {"input_ids": layout.ids, "labels": layout.labels}
 
 
 @torch.no_grad()
@@ -37,10 +35,10 @@ def losses(source: str, file: str) -> list[str]:
     chats = ChatDataset([file], load_tokenizer(resolve(source)), max_length=512)
     cells = []
     for ratio in REJECTED:
-        data = Fixed(chats, pad, scheme="shift", max_ratio=ratio, seed=0)
+        rows = [row(item, pad, ratio, index) for index, item in enumerate(chats.items)]
         totals: dict[str, torch.Tensor] = {}
-        for start in range(0, len(data), BATCH):
-            batch = Collator(pad)([data[i] for i in range(start, min(start + BATCH, len(data)))])
+        for start in range(0, len(rows), BATCH):
+            batch = Collator(pad)(rows[start : start + BATCH])
             for name, pair in model(**batch).metrics.items():
                 totals[name] = totals.get(name, 0) + pair
         mean = {name: float(pair[0] / pair[1].clamp(min=1)) for name, pair in totals.items()}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SmolLM2-135M-Instruct on smollm2_mix, from the PyPI package to the results page: hours on two cores, resumable.
-# Every step is skipped where its result is there already. Trained adapters are packed into the package's assets;
-# `runs/smollm2_gsm.sh keep` evaluates the shipped ones instead of training.
+# Every step is skipped where its result is there already. Training goes on from the shipped adapters (each session of
+# training made them better; FRESH=1 starts from the stock model instead), and packs what it made into the assets.
+# `runs/smollm2_gsm.sh keep` evaluates the shipped ones without training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=out/smollm2
@@ -9,36 +10,53 @@ python=.venv/bin/python
 pipo=.venv/bin/pipo
 mkdir -p "$OUT"
 
+data() {
+  [ -f "$OUT/train.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 16022 --seed 2 --output "$OUT/train.jsonl"
+  [ -f "$OUT/heldout.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 300 --seed 9 --output "$OUT/heldout.jsonl"
+}
+
 train() {
   ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"
-  [ -f "$OUT/train_regular.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 2400 --seed 1 --output "$OUT/train_regular.jsonl"
-  [ -f "$OUT/train_pipo.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 60000 --seed 2 --output "$OUT/train_pipo.jsonl"
-
   # (a) the uncompressed fine-tune: baseline and teacher
-  [ -f "$OUT/regular/config.json" ] || $pipo sft --config runs/smollm2_regular.yaml --resume
+  [ -f "$OUT/regular/config.json" ] || $pipo sft --config runs/smollm2_regular.yaml --resume ${FRESH:+'lora={rank: 8}'}
   $python -m pipo.shipped "$OUT/regular/adapter" demo-base
 
   # (b) PIPO-SFT from it
   [ -d "$OUT/pipo_start" ] || $pipo convert demo-base "$OUT/pipo_start"
-  [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume
+  [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume ${FRESH:+'lora={rank: 64, alpha: 64}'}
   $python -m pipo.shipped "$OUT/pipo/adapter" demo 0.7
 }
 
-# Accuracy, in batches, then speed, one at a time and on an idle machine.
-evaluate() {
-  local common=(--task smollm2_mix --seed 0 --budget tokens:160)
-  local accuracy=("${common[@]}" --samples 4 --limit 200 --batch-size 32 --no-timing)
-  local speed=("${common[@]}" --samples 1 --limit 16)
-  $pipo eval demo-base "${accuracy[@]}" --methods regular --output "$OUT/eval/regular"
-  $pipo eval demo-base "${speed[@]}" --methods regular --output "$OUT/speed/regular"
+# Accuracy, in batches: unseen numbers in known wordings, then held-out wordings.
+accuracy() {
+  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 4 --batch-size 64 --no-timing)
+  $pipo eval demo-base "${common[@]}" --limit 200 --methods regular --output "$OUT/eval/regular"
+  $pipo eval demo-base "${common[@]}" --held-out --methods regular --output "$OUT/held_out/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
-    $pipo eval demo "${accuracy[@]}" --methods pipo --threshold "$tau" --output "$OUT/eval/pipo_$tau"
-    $pipo eval demo "${speed[@]}" --methods pipo --threshold "$tau" --output "$OUT/speed/pipo_$tau"
+    $pipo eval demo "${common[@]}" --limit 200 --methods pipo --threshold "$tau" --output "$OUT/eval/pipo_$tau"
+  done
+  for tau in 0.7 2; do
+    $pipo eval demo "${common[@]}" --held-out --methods pipo --threshold "$tau" --output "$OUT/held_out/pipo_$tau"
   done
   $python -m pipo.evals.sweep "$OUT"/eval/* --output docs/results/smollm2_gsm_accuracy
+  $python -m pipo.evals.sweep "$OUT"/held_out/* --output docs/results/smollm2_gsm_held_out
   $python runs/curves.py "$OUT/regular" "$OUT/pipo" --output docs/results/smollm2_gsm_training
+}
+
+# Speed at the same thresholds, one at a time: on an idle machine.
+speed() {
+  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 1 --limit 16)
+  $pipo eval demo-base "${common[@]}" --methods regular --output "$OUT/speed/regular"
+  for tau in 0 0.5 0.7 0.9 0.95 2; do
+    $pipo eval demo "${common[@]}" --methods pipo --threshold "$tau" --output "$OUT/speed/pipo_$tau"
+  done
   $python -m pipo.evals.sweep "$OUT"/speed/* --output docs/results/smollm2_gsm_speed
 }
 
-[ "${1:-}" = keep ] || train
-evaluate
+data
+case "${1:-all}" in
+  all) train && accuracy && speed ;;
+  keep) accuracy && speed ;;
+  train | accuracy | speed) "$1" ;;
+  *) echo "usage: $0 [all|keep|train|accuracy|speed]" >&2 && exit 2 ;;
+esac

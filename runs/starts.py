@@ -1,31 +1,28 @@
 """Losses of a converted model before any training, for each start of the compressor and of the MTP head.
 
-usage: python runs/starts.py BASE CHAT.jsonl
+usage: python runs/starts.py BASE CHAT.jsonl [FOLDER]     FOLDER: save every start there, to train from
 """
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipo.base import load_base, load_tokenizer
 from pipo.convert import RESIDUAL, from_base
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset
+from pipo.save import save_model
 from pipo.shipped import resolve
 
 EXAMPLES = 8
-COMPRESSOR = {
-    "residual 1: a + b": 1.0,
-    f"residual {RESIDUAL}: ours": RESIDUAL,
-    "residual 0.5: the mean": 0.5,
-    "as released: SiLU(a) + SiLU(b)": 0.0,
-}
 
 
 def plain_copy(model: Any) -> None:
-    """The backbone's last layer and final norm as they are; the fusion is the mean of its two normalised inputs."""
+    """MTP: last layer and final norm copied, the fusion the mean of its two normalised inputs"""
     size = model.config.hidden_size
     model.mtp.decoder.norm.load_state_dict(model.backbone.norm.state_dict())
     model.mtp.pre_fc_norm_hidden.weight.fill_(1)
@@ -33,37 +30,65 @@ def plain_copy(model: Any) -> None:
 
 
 def random_fusion(model: Any) -> None:
-    """As `plain_copy`, the fusion drawn from N(0, 0.02)."""
+    """MTP: the same, the fusion drawn from N(0, 0.02)"""
     plain_copy(model)
     model.mtp.fc.weight.normal_(0, 0.02)
 
 
-def ours(_: Any) -> None:
-    """`MtpHead.grow`."""
+def random_compressor(model: Any) -> None:
+    """compressor: drawn from N(0, 0.02), no residual"""
+    for parameter in model.compressor.parameters():
+        parameter.normal_(0, 0.02)
+
+
+def as_it_is(_: Any) -> None:
+    """Nothing is changed."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A way to start training. `residual` and `compressor` are `from_base`'s."""
+
+    title: str
+    residual: float = RESIDUAL
+    compressor: str = "mlp"
+    change: Callable[[Any], None] = as_it_is
+
+
+STARTS = {
+    "ours": Start(f"ours: compressor mlp, residual {RESIDUAL}; MTP head as `MtpHead.grow` makes it"),
+    "sum": Start("compressor: residual 1, a + b", residual=1.0),
+    "mean": Start("compressor: residual 0.5, the mean", residual=0.5),
+    "released": Start("compressor: as released, SiLU(a) + SiLU(b)", residual=0.0),
+    "random": Start(str(random_compressor.__doc__), residual=0.0, change=random_compressor),
+    "linear": Start(f"compressor: linear, residual {RESIDUAL}", compressor="linear"),
+    "mtp_copy": Start(str(plain_copy.__doc__), change=plain_copy),
+    "mtp_random_fusion": Start(str(random_fusion.__doc__), change=random_fusion),
+}
 
 
 @torch.no_grad()
-def losses(base: str, tokenizer: Any, batch: dict[str, Tensor], residual: float, change: Any = ours) -> str:
-    model = from_base(load_base(base, dtype="float32"), tokenizer=tokenizer, residual=residual)
-    change(model)
-    out = model(**batch)
-    return f"{out.backbone_loss:.2f} | {out.mtp_loss:.2f}"
+def make(start: Start, base: str, tokenizer: Any) -> Any:
+    torch.manual_seed(0)
+    model = from_base(load_base(base, dtype="float32"), start.compressor, tokenizer=tokenizer, residual=start.residual)
+    start.change(model)
+    return model
 
 
-def main(base: str, file: str) -> None:
+@torch.no_grad()
+def main(base: str, file: str, folder: str | None = None) -> None:
     source = resolve(base)
     tokenizer = load_tokenizer(source)
-    pairs = PairDataset(
-        ChatDataset([file], tokenizer, max_length=512), tokenizer.pad_token_id, scheme="none", max_ratio=0, seed=0
-    )
-    batch = Collator(tokenizer.pad_token_id)([pairs[i] for i in range(EXAMPLES)])
-    print("| compressor's start | backbone loss | draft loss |\n|---|---|---|")
-    for name, residual in COMPRESSOR.items():
-        print(f"| {name} | {losses(source, tokenizer, batch, residual)} |", flush=True)
-    print("\n| MTP head's start | backbone loss | draft loss |\n|---|---|---|")
-    for change in (plain_copy, random_fusion, ours):
-        name = (change.__doc__ or "").splitlines()[0]
-        print(f"| {name} | {losses(source, tokenizer, batch, RESIDUAL, change)} |", flush=True)
+    pad = tokenizer.pad_token_id
+    pairs = PairDataset(ChatDataset([file], tokenizer, max_length=512), pad, scheme="none", max_ratio=0, seed=0)
+    batch = Collator(pad)([pairs[i] for i in range(EXAMPLES)])
+    print("| start | backbone loss | draft loss |\n|---|---|---|")
+    for name, start in STARTS.items():
+        model = make(start, source, tokenizer)
+        out = model(**batch)
+        print(f"| {start.title} | {out.backbone_loss:.2f} | {out.mtp_loss:.2f} |", flush=True)
+        if folder is not None:
+            save_model(model, tokenizer, Path(folder) / name, base=base)
 
 
 if __name__ == "__main__":

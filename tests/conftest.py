@@ -24,6 +24,19 @@ def tiny_llama(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_drafted(tmp_path_factory):
+    """An uncompressed model's folder with an MTP head beside it."""
+    from pipo.drafted import save_mtp
+
+    folder = tmp_path_factory.mktemp("tiny_drafted")
+    model = tiny.drafted("llama")
+    model.base.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    save_mtp(model.mtp, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_pipo(tiny_llama, tmp_path_factory):
     """The same, converted."""
     from pipo.convert import convert

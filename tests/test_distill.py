@@ -1,7 +1,12 @@
 """On-policy distillation: what is rolled out, who teaches, what is learned."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,14 +15,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipo import PipoForCausalLM
+from pipo.convert import convert
 from pipo.data.batch import Collator
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE, Slot
 from pipo.training import recipe as recipes
-from pipo.training.distill import distill
+from pipo.training.distill import DistillTrainer, distill
+from pipo.training.estimate import estimate_distill
 from pipo.training.recipe import DistillRecipe, Lora
 from pipo.training.rollout import Answer, roll_out
-from pipo.training.sft import NEW_MODULES, add_lora
+from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint
 from pipo.training.teacher import Teacher
 
 PAD = 2
@@ -128,6 +135,132 @@ def test_resumed_is_unbroken(prompts, tiny_pipo, tmp_path):
     distill(recipe(tiny_pipo, prompts, tmp_path / "broken", **same), resume=True)
     whole, broken = ([entry["loss"] for entry in curve(tmp_path / name, 4)] for name in ("whole", "broken"))
     assert len(whole) == 4 and whole == pytest.approx(broken, rel=1e-4)
+
+
+RUN = """
+import sys
+from pipo.training import distill, recipe
+distill.distill(recipe.load_recipe(recipe.DistillRecipe, sys.argv[1], []), resume=True)
+"""
+
+
+def test_resume_after_a_kill_continues_the_same_curve(prompts, tiny_pipo, tmp_path):
+    same = {"lora": {"rank": 2}, "trainer": TRAINER | {"max_steps": 12, "save_steps": 2}}
+    distill(recipe(tiny_pipo, prompts, tmp_path / "whole", **same))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe(tiny_pipo, prompts, tmp_path / "broken", **same).model_dump(exclude_unset=True)))
+    run = [sys.executable, "-c", RUN, str(file)]
+    quiet = {"env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen(run, stdout=subprocess.DEVNULL, **quiet)
+    until = time.monotonic() + 120
+    while not (tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    subprocess.run(run, check=True, stdout=subprocess.DEVNULL, **quiet)
+    names = ("loss", "backbone_loss", "mtp_loss", "confidence_loss", "rollout_tokens")
+    whole, broken = ([[e[n] for n in names] for e in curve(tmp_path / name, 12)] for name in ("whole", "broken"))
+    assert len(whole) == len(broken) == 12
+    torch.testing.assert_close(torch.tensor(whole), torch.tensor(broken), atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_that_a_kill_tore_is_passed_over(tmp_path):
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"global')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-14").mkdir()
+    assert last_checkpoint(str(tmp_path), resume=True) == str(tmp_path / "checkpoint-10")
+    with pytest.raises(UsageError, match="--resume"):
+        last_checkpoint(str(tmp_path), resume=False)
+    assert last_checkpoint(str(tmp_path / "checkpoint-14"), resume=False) is None
+
+
+def test_what_is_logged_is_the_divergence_of_each_head(prompts, tiny_pipo, tiny_llama, tmp_path, monkeypatch):
+    """KL(student || teacher) a position, computed anew from the rollouts, and what is said of the answers."""
+    seen = []
+    answer = DistillTrainer.answer
+    monkeypatch.setattr(DistillTrainer, "answer", lambda self, *args: seen.append(answer(self, *args)) or seen[-1])
+    trainer = TRAINER | {"max_steps": 1, "learning_rate": 0.0}
+    distill(recipe(tiny_pipo, prompts, tmp_path, teacher=tiny_llama, divergence={"kind": "full"}, trainer=trainer))
+    (entry,), (batch,) = curve(tmp_path, 1), seen
+    model, base = PipoForCausalLM.from_pretrained(tiny_pipo), AutoModelForCausalLM.from_pretrained(tiny_llama)
+    expected = {"backbone_loss": [], "mtp_loss": []}
+    tokens = 0
+    with torch.no_grad():
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True):
+            ids, labels = ids[mask], labels[mask]
+            out = model(ids[None], return_logits=True)
+            for place in range(2, len(ids)):
+                if labels[place] == IGNORE:
+                    continue
+                name, logits = list(zip(expected, (out.logits, out.mtp_logits), strict=True))[place % 2]
+                clean = ids[:place][ids[:place] != PAD]
+                t = base(clean[None]).logits[0, -1].log_softmax(-1)
+                s = logits[0, place // 2 - 1].log_softmax(-1)
+                expected[name].append(float((s.exp() * (s - t)).sum()))
+                tokens += int(ids[place] != PAD)
+    for name, values in expected.items():
+        assert entry[name] == pytest.approx(sum(values) / len(values), rel=1e-3)
+    assert entry["rollout_tokens"] == pytest.approx(tokens / 4) and entry["rollout_repetition"] == 0
+
+
+def test_a_pad_that_the_teacher_does_not_have_is_no_obstacle(prompts, tmp_path):
+    """A PAD that conversion added: one more row than the base, which reads the text without it."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template += "{# <|pad|> #}"
+    base = tiny.base("llama", vocab_size=len(tokenizer))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    convert(str(tmp_path / "base"), tmp_path / "pipo")
+    assert PipoForCausalLM.from_pretrained(tmp_path / "pipo").config.pad_token_id == len(tokenizer)
+    for kind in ("topk", "full"):
+        fields = {"teacher": str(tmp_path / "base"), "divergence": {"kind": kind}}
+        distill(recipe(str(tmp_path / "pipo"), prompts, tmp_path / kind, **fields))
+        assert len(curve(tmp_path / kind, 4)) == 4
+
+
+def test_rollouts_end_where_decoding_ends(prompts, tiny_pipo, tmp_path):
+    folder = Path(shutil.copytree(tiny_pipo, tmp_path / "student"))
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [1, *range(3, tiny.VOCAB)]}))
+    model, how = PipoForCausalLM.from_pretrained(folder), recipes.Rollout(max_new_tokens=9)
+    answers = roll_out(model, tiny.tokenizer(), [[5, 6]] * 3, how, "seed")
+    assert all(answer.finish_reason == "stop" and answer.tokens[-1] > 2 for answer in answers)
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
+    with pytest.raises(UsageError, match=r"model: its decoding stops at \[7\], its tokenizer's EOS is 1"):
+        distill(recipe(str(folder), prompts, tmp_path / "out", lora={"rank": 2}))
+
+
+def test_a_merged_student_is_no_teacher(prompts, tiny_pipo, tmp_path):
+    """With the adapter off, what was trained and merged before is still compressed: a teacher has to be named."""
+    distill(recipe(tiny_pipo, prompts, tmp_path / "first", lora={"rank": 2}, trainer=TRAINER | {"max_steps": 1}))
+    with pytest.raises(UsageError, match="teacher: .* was trained already"):
+        distill(recipe(str(tmp_path / "first"), prompts, tmp_path / "second", lora={"rank": 2}))
+
+
+def test_the_dry_run_says_what_training_does(prompts, tiny_pipo, tiny_llama, tmp_path):
+    """Prompts, steps and parameters are those of the run; the cache has room for what decoding fills."""
+    trainer = TRAINER | {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 3}
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    student = PipoForCausalLM.from_pretrained(tiny_pipo)
+    whole = sum(p.numel() for p in student.parameters())
+    for teacher, lora in ((tiny_llama, None), (None, {"rank": 2})):
+        made = recipe(tiny_pipo, prompts, tmp_path / str(teacher is None), teacher=teacher, lora=lora, trainer=trainer)
+        plan = estimate_distill(made)
+        assert not Path(made.output).exists()
+        distill(made)
+        assert plan["prompts"] == 8 and plan["left_out"] == 1 and plan["steps"] == len(curve(made.output, 9)) == 9
+        assert plan["teacher_parameters"] == (0 if teacher is None else base.num_parameters())
+        assert plan["parameters"] == whole
+        if lora is None:
+            assert plan["trained_parameters"] == whole
+    adapted = add_lora(student, Lora(rank=2), NEW_MODULES)
+    assert plan["trained_parameters"] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    rows = torch.full((3, plan["longest"]), 5)
+    options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "confidence_threshold": 1.0}
+    filled = PipoForCausalLM.from_pretrained(tiny_pipo).generate(rows, max_new_tokens=12, **options).kv_bytes
+    assert filled <= plan["rollout_cache_gb"] * 1e9 < 1.5 * filled
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(prompts, tiny_pipo, tiny_llama, tmp_path):

@@ -1,10 +1,12 @@
 """Divergences against automatic differentiation of the exact expressions on a small vocabulary."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from pipo.training import divergence
 
@@ -67,6 +69,16 @@ def test_generalized_jsd(logits, beta):
     loss, _ = divergence.full(student, teacher, token, beta=beta)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient(loss, student), gradient(expected, student))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_generalized_jsd_is_that_of_trl(beta):
+    """Loss and gradient as TRL's, see tests/data/README.md."""
+    given = load_file(Path(__file__).parent / "data" / "trl_generalized_jsd.safetensors")
+    student = given["student"].requires_grad_()
+    loss, _ = divergence.full(student, given["teacher"], torch.zeros(len(student), dtype=torch.long), beta=beta)
+    torch.testing.assert_close(loss, given[f"loss_{beta}"])
+    torch.testing.assert_close(gradient(loss, student), given[f"grad_{beta}"])
 
 
 def test_the_mean_gradient_of_samples_is_that_of_the_exact_divergence():

@@ -11,6 +11,7 @@ from pipo.decoding.generate import generate
 from pipo.decoding.reader import PairReader, left_pad
 from pipo.errors import UsageError
 from pipo.pairing import Slot, pad_to_even
+from pipo.shortlist import restrict
 
 THRESHOLDS = (0.0, 0.5, 1.5)
 LENGTHS = (1, 2, 3, 7, 8, 20, 33, 50)
@@ -52,7 +53,8 @@ def uncached(model, prompt, threshold, count):
     while len(out) < count:
         token1 = best(model(input_ids=torch.tensor([[*ids, 5, 5]]), return_logits=True).logits[0, -2])
         full = model(input_ids=torch.tensor([[*ids, token1, 5]]), return_logits=True)
-        token2, confidence = best(full.mtp_logits[0, -1]), torch.sigmoid(full.confidence_logits[0, -1])
+        token2 = best(restrict(full.mtp_logits[0, -1], model.draft_ids))
+        confidence = torch.sigmoid(full.confidence_logits[0, -1])
         keep = len(out) + 1 < count and bool(confidence >= threshold)
         out += [token1, token2] if keep else [token1]
         ids += [token1, token2 if keep else pad]
@@ -124,6 +126,25 @@ def test_forced_acceptance_is_a_coin_of_the_row_and_not_of_the_batch(llama):
         assert new_tokens(together, i) == new_tokens(run(i), 0)
     kept = [[slot.accepted for slot in slots] for slots in together.slots]
     assert kept[0] != kept[1] != kept[2] and 0.2 < sum(map(sum, kept)) / sum(map(len, kept)) < 0.8
+
+
+def test_the_last_long_answers_do_not_hold_a_batch_up(llama):
+    """Three of four rows end early: the fourth may take twice their steps, and no row that ended is another for it."""
+
+    class Early(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([input_ids[0, width - 1] != 9 and input_ids.shape[1] >= width + 8])
+
+    rows = [[5, 6, 7], [8, 9], [9, 10], [11, 12, 13, 14]]
+    width = max(map(len, rows))
+    same = {"max_new_tokens": 60, "confidence_threshold": 0.5, "stopping_criteria": StoppingCriteriaList([Early()])}
+    whole, cut = decode(llama, rows, **same), decode(llama, rows, **same, tail=2.0)
+    assert whole.finish_reasons == cut.finish_reasons == ["stop", "length", "stop", "stop"]
+    assert len(new_tokens(whole, 1)) == 60
+    others = max(len(cut.slots[i]) for i in (0, 2, 3))
+    assert len(cut.slots[1]) == 2 * others < len(whole.slots[1])
+    for i in range(4):
+        assert new_tokens(cut, i) == new_tokens(whole, i)[: len(new_tokens(cut, i))]
 
 
 def test_seeded_sampling_is_reproducible_and_independent_of_the_batch(llama):
@@ -273,6 +294,15 @@ def test_regular_decoding_is_transformers_greedy(model):
         "pad_token_id": 2,
     }
     assert torch.equal(generate(base, input_ids=ids, **options), base.generate(input_ids=ids, **options))
+
+
+def test_cache_bytes_are_those_of_every_row_at_its_end(llama):
+    """Equal prompts whose rows end at different steps: a batch has the bytes of its rows one by one."""
+    rows = [prompts()[5], prompts()[5][::-1], [*prompts()[5][1:], 9]]
+    batch = decode(llama, rows, confidence_threshold=0.5)
+    assert len(set(batch.steps.tolist())) > 1
+    alone = sum(decode(llama, [row], confidence_threshold=0.5).kv_bytes for row in rows)
+    assert batch.kv_bytes == alone
 
 
 def test_forced_acceptance_is_a_seeded_share(llama):

@@ -106,6 +106,13 @@ def test_save_and_load_through_the_auto_classes(model, tmp_path):
     assert (again.lm_head.weight is again.get_input_embeddings().weight) == tied
 
 
+def test_a_threshold_that_was_set_is_stored(tiny_llama, tmp_path):
+    model = from_base(tiny_llama)
+    model.generation_config.confidence_threshold = 0.8
+    model.save_pretrained(tmp_path)
+    assert PipoForCausalLM.from_pretrained(tmp_path).generation_config.confidence_threshold == 0.8
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_dtype_is_kept(dtype, tmp_path):
     model = tiny.pipo("llama").to(getattr(torch, dtype))

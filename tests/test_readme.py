@@ -44,6 +44,10 @@ def test_the_readmes_commands_work_in_their_order(tiny_llama, tmp_path, monkeypa
         words = shlex.split(command.replace("Qwen/Qwen3.5-4B", tiny_llama))[1:]
         if words[0] == "eval":
             words += ["--limit", "2", "--samples", "1", "--budget", "tokens:4"]
+        if words[0] == "calibrate":
+            words += ["--limit", "2", "--samples", "1", "--max-new-tokens", "4"]
+        if words[0] == "serve":
+            continue  # goes on until it is stopped: tests/serving starts it
         if words[0] == "generate":
             words += ["--max-new-tokens", "4"]
         result = CliRunner().invoke(app, words)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,15 @@ def test_teacher_states_are_those_of_the_clean_text(tiny_llama, data):
 def test_dense_distillation_trains(data, tiny_llama, tiny_pipo, tmp_path):
     sft(recipe(tiny_pipo, data, tmp_path, loss={"teacher": tiny_llama}))
     assert len(curve(tmp_path)) == 6
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(data, tiny_llama, tiny_pipo, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"loss\.teacher: its tokenizer"):
+        sft(recipe(tiny_pipo, data, tmp_path / "out", loss={"teacher": str(tmp_path / "other")}))
 
 
 def test_recipes_are_checked_strictly(tmp_path):

@@ -1,12 +1,17 @@
 """Trained adapters as they lie in the package."""
 
 import json
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from pipo import shipped
+from pipo.drafted import grown_mtp, load_mtp, save_mtp
+from pipo.families import MTP_FILE, has_trained_mtp
 
 
 @pytest.fixture
@@ -40,3 +45,25 @@ def test_a_packed_adapter_is_small_and_close_to_what_was_trained(adapter, tmp_pa
 
 def test_any_other_adapter_is_its_own_folder(adapter):
     assert shipped.adapter_of(str(adapter)) == adapter
+
+
+def test_a_packed_mtp_head_is_put_beside_demo_base(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "ASSETS", tmp_path / "assets")
+    monkeypatch.setenv("PIPO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(shipped, "stock", lambda: tmp_path / "stock")
+    monkeypatch.setattr(shipped, "_merged", lambda model, _: model)
+    base = tiny.base("llama")
+    base.save_pretrained(tmp_path / "stock")
+    tiny.tokenizer().save_pretrained(tmp_path / "stock")
+    shipped.main([str(adapter), "demo-base"])
+    bare = Path(shipped.resolve("demo-base"))
+    assert not has_trained_mtp(str(bare), base.config)
+    head = grown_mtp(base)
+    save_mtp(head, tmp_path)
+    shipped.main([str(tmp_path / MTP_FILE), "demo-base-mtp"])
+    assert load_file(tmp_path / "assets" / "demo-base" / MTP_FILE)["mtp.fc.weight"].dtype == torch.int8
+    built = Path(shipped.resolve("demo-base"))
+    assert built != bare  # the asset is part of what a built model is known by
+    back = load_mtp(AutoModelForCausalLM.from_pretrained(built), str(built))
+    for name, tensor in head.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], tensor, atol=float(tensor.abs().max()) / 120, rtol=1e-2)

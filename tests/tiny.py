@@ -95,3 +95,15 @@ def pipo(family: str, **changes: Any) -> Any:
         if model.confidence_head.draft is not None:
             model.confidence_head.draft.weight.normal_(0, 0.1)
     return model
+
+
+def drafted(family: str) -> Any:
+    """A base whose layers say little beside the embeddings, so that its grown MTP head is right about half the time."""
+    from pipo.drafted import DraftedBase, grown_mtp
+
+    model = base(family, tie_word_embeddings=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".layers." in name and parameter.dim() > 1:
+                parameter.mul_(0.2)
+    return DraftedBase(model, grown_mtp(model))

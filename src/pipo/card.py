@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+from pipo.provenance import write_text
 
 CARD = """---
 library_name: pipo
@@ -31,6 +34,17 @@ KINDS = {
     True: "A PIPO model: it reads and writes two tokens a step (arXiv 2605.27255).",
     False: "An uncompressed causal language model, the control of a PIPO model.",
 }
+
+
+THRESHOLD = re.compile(r"(?m)^\| confidence threshold \|.*\|$")
+
+
+def state_threshold(folder: Path, threshold: float) -> None:
+    """Put a new threshold into the model card of `folder`, if it has one with such a line."""
+    card = folder / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        write_text(card, THRESHOLD.sub(f"| confidence threshold | {threshold} |", text))
 
 
 def write_card(model: Any, folder: Path, facts: dict[str, Any]) -> None:

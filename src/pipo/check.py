@@ -13,6 +13,7 @@ from pipo.decoding.reader import PairReader
 from pipo.engine import Completion, LocalEngine, Sampling
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE, pad_to_even
+from pipo.shortlist import restrict
 
 THRESHOLDS = (0.0, 0.5, 2.0)
 PROMPT_LENGTHS = (1, 12, 33)
@@ -70,7 +71,7 @@ def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple
     known = torch.tensor([[IGNORE] * (len(even) // 2 - 1) + drafts], device=model.device)
     out = model(input_ids=ids, drafts=known, return_logits=True)
     start = len(even) // 2 - 1
-    logits1, logits2 = out.logits[0, start:-1].float(), out.mtp_logits[0, start:].float()
+    logits1, logits2 = out.logits[0, start:-1].float(), restrict(out.mtp_logits[0, start:].float(), model.draft_ids)
     cached1, cached2 = _replay(model, prompt, ids[0, len(even) :].view(-1, 2))
     worst = max(_difference(logits1, cached1, pad), _difference(logits2, cached2, pad))
     wrong = sum(_differs(logits1[i], slot.token1, pad) for i, slot in enumerate(completion.slots))
@@ -94,13 +95,13 @@ def _replay(model: Any, prompt: Sequence[int], pairs: Tensor) -> tuple[Tensor, T
     for pair in pairs:
         states = reader.draft(pair[:1])
         rows1.append(reader.logits(hidden))
-        rows2.append(reader.logits(states))
+        rows2.append(reader.draft_logits(states))
         hidden = reader.step(pair[None])
     return torch.cat(rows1).float(), torch.cat(rows2).float()
 
 
 def _difference(a: Tensor, b: Tensor, pad: int) -> float:
-    delta = (a - b).abs()
+    delta = torch.where(a == b, 0, (a - b).abs())  # -inf outside a shortlist
     delta[:, pad] = 0  # never sampled: the decoder sets it to -inf
     return float(delta.max())
 

@@ -13,6 +13,7 @@ class PipoConfig(PreTrainedConfig):
     compressor: "mlp" or "linear" (paper appendix B).
     compressor_residual: weight of (a + b) beside the compressor's own branch; 0 is the authors' released form.
     confidence_inputs: what the confidence head sees: "states" (the paper's), or "draft": the drafted token too.
+    draft_vocab_size: length of the shortlist that drafts are chosen from (`draft_ids` in the checkpoint); None is all.
     base_model, base_revision: what training started from, as a folder or hub id.
     """
 
@@ -24,6 +25,7 @@ class PipoConfig(PreTrainedConfig):
     compressor_residual: float = 0.0
     confidence_inputs: str = "states"
     pad_token_id: int | None = None
+    draft_vocab_size: int | None = None
     base_model: str | None = None
     base_revision: str | None = None
 

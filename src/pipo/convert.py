@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from pipo.base import load_base, load_tokenizer
 from pipo.config import PipoConfig
-from pipo.errors import UsageError
 from pipo.families import native_mtp, text_config
 from pipo.model import PipoForCausalLM
 from pipo.pad_token import choose_pad, turn_ends, without
-from pipo.save import save_model
+from pipo.save import check_new, save_model
 from pipo.shipped import resolve
 
 RESIDUAL = 0.7
@@ -30,8 +29,7 @@ def convert(
     dtype: str = "auto",
 ) -> PipoForCausalLM:
     """`pipo convert`: write a PIPO folder. Raises `UsageError`."""
-    if Path(out).exists() and any(Path(out).iterdir()):
-        raise UsageError("OUT", f"{out} is not empty", "choose a new folder")
+    check_new(out, "OUT")
     source = resolve(base)
     tokenizer = load_tokenizer(source)
     model = from_base(source, compressor, confidence_inputs=confidence_inputs, tokenizer=tokenizer, dtype=dtype)
@@ -76,6 +74,7 @@ def from_base(
     adopt(pipo, model)
     start_heads(pipo, native_mtp(source, backbone_config))
     pipo.generation_config = model.generation_config
+    pipo.generation_config._from_model_config = False  # else a stored threshold is not read back
     pipo.generation_config.pad_token_id = pad
     pipo.generation_config.eos_token_id = without(model.generation_config.eos_token_id, pad)
     return pipo.eval()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 
+from pipo import drafted
 from pipo.data.chat import render
 from pipo.decoding.generate import PipoGenerateOutput, generate
 from pipo.decoding.reader import left_pad
+from pipo.drafted import load_mtp
 from pipo.errors import UsageError
+from pipo.mtp import MtpHead
 from pipo.pairing import Slot
 from pipo.shipped import resolve
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,10 @@ class Completion:
 
 
 class LocalEngine:
-    """A model with its tokenizer."""
+    """A model with its tokenizer. `source`: where an uncompressed one's MTP head is looked for."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(self, model: Any, tokenizer: Any, source: str = "") -> None:
+        self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
         self.is_pipo = model.config.model_type == "pipo"
 
     @classmethod
@@ -107,14 +114,19 @@ class LocalEngine:
             raise UsageError(
                 "tokenizer", f"{len(tokenizer)} tokens, the model has {rows}", "use the model's own tokenizer"
             )
-        return cls(model.to(device), tokenizer)
+        return cls(model.to(device), tokenizer, path)
 
-    def encode(self, prompt: str | Sequence[dict[str, Any]], **options: Any) -> list[int]:
-        """A question or chat messages -> the ids of the templated prompt; `options` are the template's own."""
+    @cached_property
+    def mtp(self) -> MtpHead:
+        """The MTP head of an uncompressed model. Raises `UsageError` where it has none."""
+        return load_mtp(self.model, self.source)
+
+    def encode(self, prompt: str | Sequence[dict[str, Any]], thinking: bool | None = None, **options: Any) -> list[int]:
+        """A question or chat messages -> the ids of the templated prompt; `thinking` and `options` as in `render`."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not any(str(message.get("content", "")).strip() for message in messages):
             raise UsageError("PROMPT", "is empty", "write a question")
-        text = render(self.tokenizer, messages, add_generation_prompt=True, **options)
+        text = render(self.tokenizer, messages, add_generation_prompt=True, thinking=thinking, **options)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -124,22 +136,29 @@ class LocalEngine:
         *,
         sampling: Sampling,
         max_new_tokens: int,
+        method: str | None = None,
         threshold: float | None = None,
         force_acceptance: float | None = None,
         seeds: Sequence[int] | None = None,
         ignore_eos: bool = False,
+        stop_strings: Sequence[str] = (),
         on_slot: Callable[[int, Slot], None] | None = None,
         arrived: float | None = None,
     ) -> list[Completion]:
         """Decode a batch. With `seeds`, one a prompt, an answer does not depend on the rest of its batch.
 
-        `arrived` (`time.perf_counter()`) is when the request came in, before tokenization. Times are given for a
-        batch of one.
+        An answer ends with the first of `stop_strings` that it contains. `arrived` (`time.perf_counter()`) is when the
+        request came in, before tokenization. Times are given for a batch of one. `method`: mtp or speculative, where
+        an uncompressed model is to decode with its MTP head.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         pad = self.model.config.pad_token_id if self.is_pipo else (self.tokenizer.pad_token_id or 0)
         ids, mask = left_pad(prompts, pad, self.model.device)
         options: dict[str, Any] = {"eos_token_id": None} if ignore_eos else {}
+        if method in drafted.METHODS:
+            options |= {"mtp": self.mtp, "verified": method == "speculative"}
+        if stop_strings:
+            options |= {"stop_strings": list(stop_strings), "tokenizer": self.tokenizer}
         out = generate(
             self.model,
             input_ids=ids,
@@ -175,6 +194,13 @@ class LocalEngine:
             tpot_ms=1000 * loop_s / later if alone and later else None,
             kv_bytes=out.kv_bytes or 0,
         )
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last of what is left."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def pick_device(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -14,6 +15,9 @@ from pipo.errors import UsageError
 
 NATIVE_MTP = "mtp."
 """Prefix of a checkpoint's own MTP tensors."""
+
+MTP_FILE = "mtp.safetensors"
+"""Beside an uncompressed base: its MTP head, trained by `pipo sft` with `objective: mtp`, named as native ones are."""
 
 HAS_MTP = {
     "llama": False,  # Llama, SmolLM2
@@ -40,9 +44,44 @@ def native_mtp(source: str | None, config: PreTrainedConfig) -> dict[str, Tensor
     return {mtp_name(name.removeprefix(NATIVE_MTP)): tensor for name, tensor in tensors} or None
 
 
+def trained_mtp(source: str, config: PreTrainedConfig) -> dict[str, Tensor] | None:
+    """An uncompressed base's trained MTP head under our names: of MTP_FILE beside it, else the checkpoint's own."""
+    file = mtp_file(source)
+    if file is None:
+        return native_mtp(source, config)
+    return {mtp_name(name.removeprefix(NATIVE_MTP)): tensor for name, tensor in load_file(file).items()}
+
+
+def has_trained_mtp(source: str, config: PreTrainedConfig) -> bool:
+    """Whether `trained_mtp` finds one; reads at most one tensor."""
+    if mtp_file(source) is not None:
+        return True
+    if Path(source).is_file():  # GGUF
+        return False
+    return HAS_MTP[config.model_type] and next(checkpoint_tensors(source, NATIVE_MTP), None) is not None
+
+
+def mtp_file(source: str) -> Path | None:
+    """MTP_FILE of a folder or hub id, None where there is none."""
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    path = Path(source)
+    if path.exists():
+        return path / MTP_FILE if (path / MTP_FILE).is_file() else None
+    try:
+        return Path(_hub_file(source, MTP_FILE))
+    except (EntryNotFoundError, HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
 def mtp_name(name: str) -> str:
     """Name of an MTP tensor in published checkpoints -> name in `MtpHead`."""
     return f"decoder.{name}" if name.startswith(("layers.", "norm.")) else name
+
+
+def native_name(name: str) -> str:
+    """The inverse of `mtp_name`, with the checkpoints' prefix."""
+    return NATIVE_MTP + name.removeprefix("decoder.")
 
 
 def checkpoint_tensors(source: str, prefix: str) -> Iterator[tuple[str, Tensor]]:

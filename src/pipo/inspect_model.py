@@ -43,6 +43,7 @@ def inspect_model(source: str) -> dict[str, Any]:
         "tied_embeddings": bool(backbone.tie_word_embeddings),
         "compressor": config.compressor if is_pipo else None,
         "confidence_inputs": config.confidence_inputs if is_pipo else None,
+        "draft_vocab_size": config.draft_vocab_size if is_pipo else None,
         "kv_bytes_per_1k_tokens": {
             "base": TOKENS * base_kv,
             "pipo": TOKENS * pipo_kv if is_pipo else None,

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 CHUNK = 512
 """Target positions whose logits exist at the same time."""
+
+
+@dataclass
+class LossOutput(ModelOutput):
+    """A loss and the (sum, number) pairs behind what is logged."""
+
+    loss: Tensor | None = None
+    metrics: dict[str, Tensor] | None = None
+
 
 LossFn = Callable[..., tuple[Tensor, Tensor]]
 """(logits [C, V] fp32, *per-position extras [C, ...]) -> (loss [C], detached value to return [C])."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from pipo.confidence import ConfidenceHead, draft_log_probs, draw_drafts
 from pipo.config import PipoConfig
 from pipo.errors import UsageError
 from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
-from pipo.mtp import MtpHead
+from pipo.mtp import MtpHead, norm_like
 from pipo.pairing import IGNORE, check_even, pair_mask, pair_positions, token1_targets, token2_targets
+from pipo.shortlist import check_ids, first_ids
 
 
 @dataclass
@@ -56,17 +58,12 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         if config.backbone_config is None:
             raise UsageError("backbone_config", "is missing", "convert a model with PipoForCausalLM.from_base")
         self.backbone = AutoModel.from_config(config.backbone_config)
-        size = config.hidden_size
-
-        def norm(width: int) -> nn.Module:
-            eps = getattr(config.backbone_config, "rms_norm_eps", 1e-6)
-            module: nn.Module = type(self.backbone.norm)(width, eps=eps)
-            return module
-
+        size, norm = config.hidden_size, norm_like(self.backbone)
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.compressor = Compressor(size, config.compressor, config.compressor_residual)
         self.mtp = MtpHead(self.backbone, norm)
         self.confidence_head = ConfidenceHead(size, norm(2 * size), config.confidence_inputs)
+        self.register_buffer("draft_ids", first_ids(config.draft_vocab_size, config.vocab_size, config.pad_token_id))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -108,6 +105,14 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         """Probability that the draft is kept rightly, in float32; as `confidence_logits`."""
         return torch.sigmoid(self.confidence_logits(backbone_hidden, mtp_hidden, drafts).float())
 
+    def set_shortlist(self, ids: Sequence[int] | Tensor | None) -> None:
+        """Choose drafts from these tokens alone; None: from all. Raises `UsageError`. See `pipo.shortlist`."""
+        if ids is not None:
+            ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)
+            check_ids(ids, self.config.vocab_size, self.config.pad_token_id)
+        self.draft_ids = ids
+        self.config.draft_vocab_size = None if ids is None else len(ids)
+
     def forward(
         self,
         input_ids: Tensor,  # [B, T], T even
@@ -127,6 +132,9 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         label is no draft, and a head that saw it would learn that every draft is right. Its target is then 1 where the
         draft is the label, the acceptance by a teacher that is sure of the label; or what `teacher` would accept the
         draft with.
+
+        A shortlist does not narrow the draft's logits or its loss. The listed logits are the same numbers either way,
+        every target keeps its gradient, and the list can be chosen, changed or dropped after training.
         """
         check_even(input_ids.shape[1])
         kwargs: dict[str, Any] = {"use_cache": False}
@@ -239,4 +247,6 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
                     f"{kind.replace('_keys', '')} tensors {listed}",
                     "save the model again",
                 )
+        if model.draft_ids is not None and not model.draft_ids.is_meta:
+            check_ids(model.draft_ids, model.config.vocab_size, model.config.pad_token_id)
         return (model, info) if wants_info else model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ def mtp_config(backbone_config: PreTrainedConfig) -> PreTrainedConfig:
     if getattr(config, "layer_types", None):
         config.layer_types = ["full_attention"]
     return config
+
+
+def norm_like(backbone: Any) -> Callable[[int], nn.Module]:
+    """Width -> a new norm of the backbone's kind."""
+    return lambda width: type(backbone.norm)(width, eps=getattr(backbone.config, "rms_norm_eps", 1e-6))
 
 
 class MtpHead(nn.Module):

@@ -39,6 +39,21 @@ class Slot:
         return self.token1, self.draft if self.accepted and self.draft is not None else pad
 
 
+@dataclass(frozen=True, slots=True)
+class Verified(Slot):
+    """One step of speculative decoding: `draft` is that of the step before, and `token1` stands in its place.
+
+    `bonus` is the token after an accepted draft, from the same forward; None where the draft ended the answer.
+    """
+
+    bonus: int | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The real tokens of this step: one or two."""
+        return [self.token1] if self.bonus is None else [self.token1, self.bonus]
+
+
 def pad_to_even(tokens: Sequence[int], pad: int) -> list[int]:
     """A prompt that fills whole pairs: one PAD at its end where its length is odd."""
     return [*tokens, pad] if len(tokens) % 2 else list(tokens)

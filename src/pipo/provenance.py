@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+PROCESS = ("command", "date", "versions", "git_revision", "hardware")
 PACKAGES = {"pipo": "pipo-lm", "torch": "torch", "transformers": "transformers", "peft": "peft"}
 
 
@@ -30,6 +31,15 @@ def provenance(**extra: Any) -> dict[str, Any]:
 def write_provenance(folder: Path, **extra: Any) -> None:
     """`provenance(**extra)` as provenance.json in `folder`, whole or not at all."""
     write_json(folder / "provenance.json", provenance(**extra))
+
+
+def made_from(source: str) -> dict[str, Any]:
+    """What the provenance.json of a folder or hub id says beside the facts of its process; {} where there is none."""
+    from transformers.utils import cached_file
+
+    file = cached_file(source, "provenance.json", _raise_exceptions_for_missing_entries=False)
+    facts: dict[str, Any] = json.loads(Path(file).read_text()) if file else {}
+    return {name: value for name, value in facts.items() if name not in PROCESS}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -149,6 +149,9 @@ def export_published(model: PipoForCausalLM, folder: Path) -> None:
     if model.judges_drafts:
         problem = "its confidence head sees the drafted token (confidence_inputs: draft)"
         raise UsageError("MODEL", problem, "the authors' layout holds heads that see the states alone")
+    if model.config.draft_vocab_size is not None:
+        problem = f"its drafts have a shortlist (draft_vocab_size {model.config.draft_vocab_size})"
+        raise UsageError("MODEL", problem, "the authors' layout holds none; export the model that it was added to")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
     if model.config.tie_word_embeddings:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pipo.card import write_card
+from pipo.errors import UsageError
 from pipo.provenance import write_provenance
+
+
+def check_new(folder: str | Path, field: str) -> None:
+    """Raises `UsageError`, naming `field`, where something is in the folder already."""
+    if Path(folder).exists() and any(Path(folder).iterdir()):
+        raise UsageError(field, f"{folder} is not empty", "choose a new folder")
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, **provenance: Any) -> None:

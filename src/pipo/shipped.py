@@ -22,6 +22,9 @@ STOCK_ID = "HuggingFaceTB/SmolLM2-135M-Instruct (dequantised Q4_1)"
 SCALE = ".scale"
 """Suffix of the tensors that hold the rows' scales of a packed matrix."""
 
+BUILD = b"2"
+"""Changes when folders that were built before must be built anew."""
+
 PAD_TOKEN = "<empty_output>"
 """SmolLM2's reserved token that no template uses."""
 
@@ -80,8 +83,8 @@ def resolve(source: str) -> str:
 
 
 def _fingerprint(name: str) -> str:
-    """Eight digits that change with the assets that `name` is built from."""
-    digest = hashlib.sha256()
+    """Eight digits that change with the assets that `name` is built from, and with how."""
+    digest = hashlib.sha256(BUILD)
     for part in SHIPPED[: SHIPPED.index(name) + 1]:
         folder = ASSETS / part
         if not (folder / "adapter_model.safetensors").is_file():
@@ -92,13 +95,16 @@ def _fingerprint(name: str) -> str:
 
 
 def _build_base(folder: Path) -> None:
-    """Stock model + delta A."""
+    """Stock model + delta A, with its MTP head beside it where this installation has one."""
     from pipo.base import load_base, load_tokenizer
+    from pipo.families import MTP_FILE
     from pipo.save import save_model
 
     source = str(stock())
     model = _merged(load_base(source), "demo-base")
     save_model(model, load_tokenizer(source), folder, base=STOCK_ID, data=["smollm2_mix"], license="apache-2.0")
+    if (ASSETS / "demo-base" / MTP_FILE).is_file():
+        _unpack_tensors(ASSETS / "demo-base" / MTP_FILE, folder / MTP_FILE)
 
 
 def _build_demo(folder: Path) -> None:
@@ -130,44 +136,59 @@ def adapter_of(source: str) -> Path:
 
 
 def _unpack(name: str, folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    stored = load_file(ASSETS / name / "adapter_model.safetensors")
-    scales = {key.removesuffix(SCALE): stored.pop(key) for key in list(stored) if key.endswith(SCALE)}
-    tensors = {key: t.float() * scales[key] if key in scales else t for key, t in stored.items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
+    _unpack_tensors(ASSETS / name / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     shutil.copy(ASSETS / name / "adapter_config.json", folder)
 
 
-def pack(adapter: Path, name: str, threshold: float | None = None) -> None:
-    """Put a trained adapter among the assets; `threshold` is what `demo` stores.
-
-    Vectors are kept in bfloat16, matrices in int8 with a float32 scale a row.
-    """
-    import torch
+def _unpack_tensors(packed: Path, file: Path) -> None:
     from safetensors.torch import load_file, save_file
 
+    stored = load_file(packed)
+    scales = {key.removesuffix(SCALE): stored.pop(key) for key in list(stored) if key.endswith(SCALE)}
+    tensors = {key: t.float() * scales[key] if key in scales else t for key, t in stored.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def pack(adapter: Path, name: str, threshold: float | None = None) -> None:
+    """Put a trained adapter among the assets; `threshold` is what `demo` stores."""
     target = ASSETS / name
     target.mkdir(parents=True, exist_ok=True)
     config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    _pack_tensors(adapter / "adapter_model.safetensors", target / "adapter_model.safetensors")
+    if threshold is not None:
+        (target / "facts.json").write_text(json.dumps({"confidence_threshold": threshold}) + "\n")
+
+
+def pack_mtp(file: Path) -> None:
+    """Put a trained MTP head of `demo-base` (MTP_FILE of a run with `objective: mtp`) among the assets."""
+    from pipo.families import MTP_FILE
+
+    _pack_tensors(file, ASSETS / "demo-base" / MTP_FILE)
+
+
+def _pack_tensors(file: Path, target: Path) -> None:
+    """Vectors are kept in bfloat16, matrices in int8 with a float32 scale a row."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     packed: dict[str, torch.Tensor] = {}
-    for key, tensor in load_file(adapter / "adapter_model.safetensors").items():
+    for key, tensor in load_file(file).items():
         if tensor.ndim < 2:
             packed[key] = tensor.to(torch.bfloat16)
             continue
         scale = (tensor.float().abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         packed[key] = (tensor / scale).round().to(torch.int8)
         packed[key + SCALE] = scale
-    save_file(packed, target / "adapter_model.safetensors")
-    if threshold is not None:
-        (target / "facts.json").write_text(json.dumps({"confidence_threshold": threshold}) + "\n")
+    save_file(packed, target)
 
 
 def main(argv: list[str]) -> None:
-    """`python -m pipo.shipped ADAPTER_FOLDER demo-base`, or `... demo THRESHOLD`."""
+    """`python -m pipo.shipped ADAPTER_FOLDER demo-base`, `... demo THRESHOLD`, or `... MTP_FILE demo-base-mtp`."""
     if len(argv) == 2 and argv[1] == "demo-base":
         pack(Path(argv[0]), argv[1])
+    elif len(argv) == 2 and argv[1] == "demo-base-mtp":
+        pack_mtp(Path(argv[0]))
     elif len(argv) == 3 and argv[1] == "demo":
         pack(Path(argv[0]), argv[1], float(argv[2]))
     else:

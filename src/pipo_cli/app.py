@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from pipo_cli.bench import bench
+from pipo_cli.calibrate import calibrate
 from pipo_cli.chat import chat
 from pipo_cli.check import check
 from pipo_cli.convert import convert
-from pipo_cli.data import data
+from pipo_cli.data import DataCommand, data
 from pipo_cli.distill import distill
 from pipo_cli.env import env
 from pipo_cli.errors import OneLineErrors
@@ -23,6 +24,7 @@ from pipo_cli.published import export, import_
 from pipo_cli.quiet import quiet
 from pipo_cli.serve import serve
 from pipo_cli.sft import sft
+from pipo_cli.shortlist import shortlist
 
 app = typer.Typer(
     name="pipo",
@@ -59,18 +61,20 @@ VERBS: dict[str, Callable[..., None]] = {
     "data": data,
     "sft": sft,
     "distill": distill,
+    "shortlist": shortlist,
     "generate": generate,
     "chat": chat,
     "serve": serve,
     "eval": eval_,
     "bench": bench,
+    "calibrate": calibrate,
     "check": check,
     "inspect": inspect,
     "env": env,
 }
 
 for name, verb in VERBS.items():
-    app.command(name)(verb)
+    app.command(name, cls=DataCommand if verb is data else None)(verb)
 
 
 def main() -> None:

@@ -14,9 +14,12 @@ from pipo_cli.options import Dtype, Engine
 if TYPE_CHECKING:
     from rich.table import Table
 
-BASE = "The model of `regular`. Default: MODEL's own backbone, uncompressed."
-METHODS = "Which of regular, pipo, transformers (the base under transformers' own generate)."
-FORCED = "Keep this share of drafts by a seeded coin, instead of comparing confidences."
+BASE = "The model of all but `pipo`. Default: MODEL's own backbone, uncompressed, with its own MTP head."
+METHODS = (
+    "Which of regular, mtp, speculative, pipo, transformers (the base under transformers' own generate). "
+    "Default: regular,pipo, or regular where MODEL is uncompressed."
+)
+FORCED = "Keep this share of the drafts of `pipo` and `speculative` by a seeded coin, instead of judging them."
 
 HEADINGS = {
     "method": "method",
@@ -43,7 +46,7 @@ def bench(
     prompt_lengths: Annotated[str, typer.Option(metavar="N[,N]", help="Prompt lengths in tokens.")] = "128,2048",
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to write after each prompt.")] = 64,
     concurrency: Annotated[str, typer.Option(metavar="N[,N]", help="Sequences decoded at a time.")] = "1",
-    methods: Annotated[str, typer.Option(metavar="M[,M]", help=METHODS)] = "regular,pipo",
+    methods: Annotated[str | None, typer.Option(metavar="M[,M]", help=METHODS)] = None,
     threshold: options.ThresholdOption = None,
     force_acceptance: Annotated[float | None, typer.Option(metavar="R", help=FORCED)] = None,
     trials: Annotated[int, typer.Option(min=1, help="Measurements of each; medians are shown.")] = 3,
@@ -63,10 +66,10 @@ def bench(
     wanted = BenchOptions(
         model=model,
         base=base,
-        prompt_lengths=_numbers("--prompt-lengths", prompt_lengths),
+        prompt_lengths=options.numbers("--prompt-lengths", prompt_lengths),
         new_tokens=new_tokens,
-        concurrency=_numbers("--concurrency", concurrency),
-        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        concurrency=options.numbers("--concurrency", concurrency),
+        methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
         threshold=options.check_threshold(threshold),
         force_acceptance=force_acceptance,
         trials=trials,
@@ -83,16 +86,6 @@ def bench(
         typer.echo(json.dumps(result))
     else:
         _print(result)
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers above 0, as 128,2048", param_hint=flag)
-    return numbers
 
 
 def _measure(measure: Any, wanted: Any) -> dict[str, Any]:
@@ -116,7 +109,7 @@ def _print(result: dict[str, Any]) -> None:
     console.print(f"{result['model']}, {result['dtype']}, on {hardware}; times in milliseconds", soft_wrap=True)
     console.print(_table(None, result["rows"]))
     if result["ratios"]:
-        console.print(_table("regular / pipo (KV: pipo / regular)", result["ratios"]))
+        console.print(_table("regular / method (KV: method / regular)", result["ratios"]))
 
 
 def _table(title: str | None, rows: list[dict[str, Any]]) -> Table:
@@ -125,7 +118,10 @@ def _table(title: str | None, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title)
     columns = [name for name in HEADINGS if name in rows[0]]
     for name in columns:
-        table.add_column(HEADINGS[name], justify="left" if name == "method" else "right")
+        if name == "method":  # never cut short
+            table.add_column(HEADINGS[name], min_width=max(len(row[name]) for row in rows))
+        else:
+            table.add_column(HEADINGS[name], justify="right")
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in columns))
     return table

@@ -1,11 +1,12 @@
-"""`pipo data`: checks chat and prompt JSONL."""
+"""`pipo data`: checks chat and prompt JSONL. `pipo data build` makes it."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pipo_cli.options import JsonOption
 
@@ -32,6 +33,9 @@ def data(
     """Check chat JSONL ({"messages": [...]}) and prompt JSONL; print token, pair and PAD statistics.
 
     Every bad line is named as FILE:LINE. Exits with 1 where there is one.
+
+    `pipo data build --config R.yaml` makes such files from questions and a teacher, see `pipo data build --help`. A
+    file called build is ./build.
     """
     from pipo.base import load_tokenizer
     from pipo.data.stats import Stats, collect
@@ -49,3 +53,42 @@ def data(
             typer.echo(f"{LABELS[name]}: {value:.3g}" if isinstance(value, float) else f"{LABELS[name]}: {value}")
     if stats.problems:
         raise typer.Exit(1)
+
+
+def build(
+    config: Annotated[str, typer.Option("--config", metavar="R.yaml", help="The recipe, see runs/data_*.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="As answers.samples=2.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make training data: questions, a teacher's answers, checked; sft.jsonl and opd.jsonl, statistics and a card.
+
+    Started again with the same recipe, it goes on where it stopped. Programs run in a sandbox, and the log says which.
+    """
+    import logging
+
+    from pipo.data.build.build import build as make
+    from pipo.data.build.recipe import BuildRecipe
+    from pipo.training.recipe import load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for library in ("httpx", "openai"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    recipe = load_recipe(BuildRecipe, config, overrides or [])
+    statistics = make(recipe)
+    if as_json:
+        typer.echo(json.dumps(statistics))
+    else:
+        typer.echo(f"{statistics['sft']['trajectories']} conversations, {statistics['opd']['prompts']} prompts")
+        typer.echo(f"wrote {recipe.output}")
+
+
+class DataCommand(TyperCommand):
+    """`data`, which hands over to `build` where that is its first word."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """As click's."""
+        if args[:1] != ["build"]:
+            return super().make_context(info_name, args, parent, **extra)
+        app = typer.Typer(add_completion=False)
+        app.command("build")(build)
+        return typer.main.get_command(app).make_context(f"{info_name} build", args[1:], parent, **extra)

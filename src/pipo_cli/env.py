@@ -32,7 +32,7 @@ def collect() -> dict[str, Any]:
         facts |= {name: fact for name, fact in hardware().items() if name != "gpu"}
     except Exception as error:  # a broken torch is what a bug report is about
         facts["hardware"] = f"{type(error).__name__}: {error}"
-    return facts | {"accelerators": _accelerators()}
+    return facts | {"accelerators": _accelerators(), "sandbox": _sandbox()}
 
 
 def _version(distribution: str) -> str:
@@ -49,6 +49,15 @@ def _accelerators() -> list[str]:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except Exception:
         return []
+
+
+def _sandbox() -> str | None:
+    try:
+        from pipo.sandbox import best
+
+        return best().protection
+    except Exception:
+        return None
 
 
 def _text(value: Any) -> str:

@@ -8,19 +8,37 @@ from typing import Annotated
 
 import typer
 
-TASKS = ("smollm2_mix", "gsm_symbolic", "gsm8k=FILE", "aime2025=FILE", "FILE.jsonl")
+TASKS = (
+    "smollm2_mix",
+    "gsm_symbolic",
+    "aime2025[=FILE]",
+    "math500[=FILE]",
+    "gsm8k[=FILE]",
+    "gpqa_diamond[=FILE]",
+    "livecodebench_v6[=FILE]",
+    "longbench_v2[=FILE]",
+    "longbench_v2_medium[=FILE]",
+    "longbench_v2_long[=FILE]",
+    "FILE.jsonl",
+)
 
 HELP = (
     "Quality and speed, side by side: every question answered several times by every method.\n\n"
     "Writes samples.jsonl, summary.json and report.md with a plot into the output folder; started again with the same "
     "options, it goes on where it stopped.\n\n"
-    "Tasks:\n\n" + "\n\n".join(TASKS)
+    "Tasks, from the hub or from a local FILE of the same schema (docs/benchmarks.md):\n\n" + "\n\n".join(TASKS)
 )
 
-METHODS = "regular, pipo. Default: both, or regular where MODEL is uncompressed."
-BASE = "The model of `regular`. Default: what MODEL was trained from; demo-base for demo."
+METHODS = (
+    "regular, mtp (the base with its MTP head, every draft kept), speculative (its drafts verified: lossless), pipo. "
+    "Default: regular,pipo, or regular where MODEL is uncompressed."
+)
+BASE = "The model of all but `pipo`. Default: what MODEL was trained from; demo-base for demo."
+PASS_K = "The k of pass@k, at most --samples, which is the default."
 LIMIT = "Questions of each task. Default: 200 of generated tasks, all of files."
 THRESHOLD = "Keep drafts of at least this confidence. Default: the model's own."
+THRESHOLDS = "A sweep: a row pipo@τ for each of these in place of pipo, the model loaded once."
+THINKING = "The chat template's enable_thinking. Default: what the template does."
 
 
 def eval_(
@@ -30,6 +48,7 @@ def eval_(
     methods: Annotated[str | None, typer.Option(metavar="M[,M]", help=METHODS)] = None,
     base: Annotated[str | None, typer.Option(help=BASE)] = None,
     samples: Annotated[int, typer.Option(help="Answers to each question.")] = 4,
+    pass_k: Annotated[int | None, typer.Option(metavar="K", help=PASS_K)] = None,
     budget: Annotated[str, typer.Option(help="tokens:N, or slots:N for N steps.")] = "tokens:512",
     limit: Annotated[int | None, typer.Option(help=LIMIT)] = None,
     seed: Annotated[int, typer.Option(help="Chooses generated questions and the sampling noise.")] = 0,
@@ -38,6 +57,8 @@ def eval_(
     top_k: Annotated[int, typer.Option(help="0 keeps every token.")] = 20,
     presence_penalty: Annotated[float, typer.Option(help="Taken from the logits of tokens already written.")] = 0.0,
     threshold: Annotated[float | None, typer.Option(help=THRESHOLD)] = None,
+    thresholds: Annotated[str | None, typer.Option(metavar="τ[,τ]", help=THRESHOLDS)] = None,
+    thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help=THINKING)] = None,
     engine: Annotated[str, typer.Option(help="local")] = "local",
     batch_size: Annotated[int, typer.Option(help="Answers decoded at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
@@ -58,11 +79,14 @@ def eval_(
         methods=None if methods is None else _names(methods),
         base=base,
         samples=samples,
+        pass_k=pass_k,
         budget=Budget.parse(budget),
         limit=limit,
         seed=seed,
         sampling=Sampling(temperature, top_p, top_k, presence_penalty),
         threshold=threshold,
+        thresholds=_numbers(thresholds),
+        thinking=thinking,
         engine=engine,
         batch_size=batch_size,
         dtype=dtype,
@@ -77,6 +101,13 @@ def eval_(
 
 
 eval_.__doc__ = HELP
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in _names(text or ""))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers", param_hint="--thresholds") from None
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -50,6 +50,17 @@ def check_threshold(value: float | None) -> float | None:
     return None if value is None else pairing.check_threshold(value)
 
 
+def numbers(flag: str, text: str) -> list[int]:
+    """Whole numbers above 0, separated by commas."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers above 0, as 128,2048", param_hint=flag)
+    return values
+
+
 def load_engine(model: str, dtype: Dtype, device: str, threshold: float | None) -> LocalEngine:
     """The model with its tokenizer. Raises `UsageError`, also for a threshold that the model cannot have."""
     from pipo.engine import LocalEngine

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from pipo.training.recipe import RecipeT
 
 RESUME = "Go on from the last checkpoint in the recipe's output folder."
+JSON = "Print what --dry-run finds out as JSON."
 DRY_RUN = "Check the recipe and its data, print steps and memory, train nothing."
 
 REPORT = "Where to log besides the terminal: tensorboard, wandb, trackio, ... (trainer.report_to)."
@@ -22,21 +24,37 @@ def sft(
     resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
     report_to: Annotated[str | None, typer.Option(metavar="TRACKER", help=REPORT)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
-    """Fine-tune a PIPO model, or the plain base on the same data, by a recipe."""
+    """Fine-tune a PIPO model, the plain base on the same data, or an MTP head for that base, by a recipe."""
     from pipo.training.recipe import SftRecipe
 
+    check_json(as_json, dry_run)
     recipe = read(SftRecipe, config, overrides, report_to)
     if dry_run:
         from pipo.training.estimate import estimate
 
-        for name, value in estimate(recipe).items():
-            typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
+        show(estimate(recipe), as_json)
         return
     from pipo.training.sft import sft as train
 
     train(recipe, resume=resume)
     typer.echo(f"wrote {recipe.output}")
+
+
+def check_json(as_json: bool, dry_run: bool) -> None:
+    """--json is the dry run's: training has its log."""
+    if as_json and not dry_run:
+        raise typer.BadParameter("goes with --dry-run; training logs into its output folder", param_hint="--json")
+
+
+def show(plan: dict[str, Any], as_json: bool) -> None:
+    """What a dry run found out."""
+    if as_json:
+        typer.echo(json.dumps(plan))
+        return
+    for name, value in plan.items():
+        typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
 
 
 def read(kind: type[RecipeT], config: str, overrides: list[str] | None, report_to: str | None) -> RecipeT:

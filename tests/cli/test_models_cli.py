@@ -91,6 +91,14 @@ def test_bench(pipo, refused, tiny_pipo, tmp_path):
     refused("Invalid value for --force-acceptance", "bench", tiny_pipo, "--threshold", 1, "--force-acceptance", 1)
 
 
+def test_bench_with_all_methods(pipo, refused, tiny_pipo, tiny_drafted, tiny_llama):
+    few = ("--prompt-lengths", "8", "--new-tokens", 6, "--trials", 1, "--methods", "regular,mtp,speculative,pipo")
+    measured = json.loads(pipo("bench", tiny_pipo, "--base", tiny_drafted, *few, "--json").stdout)
+    assert [row["method"] for row in measured["rows"]] == ["regular", "mtp", "speculative", "pipo"]
+    assert "speculative" in pipo("bench", tiny_pipo, "--base", tiny_drafted, *few).stdout
+    assert "objective: mtp" in refused("mtp", "bench", tiny_pipo, "--base", tiny_llama, *few)
+
+
 @pytest.fixture
 def recipe(tiny_pipo, tmp_path):
     chat = {"messages": [{"role": "user", "content": "what"}, {"role": "assistant", "content": "The answer"}]}
@@ -108,9 +116,20 @@ def recipe(tiny_pipo, tmp_path):
 def test_sft(pipo, refused, recipe, tmp_path):
     plan = pipo("sft", "--config", recipe, "--dry-run", "trainer.max_steps=7")
     assert "steps: 7" in plan.stdout
+    assert json.loads(pipo("sft", "--config", recipe, "--dry-run", "--json").stdout)["steps"] == 2
+    refused("Invalid value for --json", "sft", "--config", recipe, "--json")
     assert not (tmp_path / "run").exists()
     assert pipo("sft", "--config", recipe).exit_code == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_dry_run_of_distillation(pipo, refused, recipe, tiny_llama, tmp_path):
+    dry = ("distill", "--config", recipe, "--dry-run", f"teacher={tiny_llama}")
+    plan = json.loads(pipo(*dry, "--json").stdout)
+    assert plan["steps"] == 2 and plan["prompts"] == 4 and plan["teacher_weights_gb"] > 0
+    assert f"rollout_cache_gb: {plan['rollout_cache_gb']:.2f}" in pipo(*dry).stdout
+    assert not (tmp_path / "run").exists()
+    refused("teacher", "distill", "--config", recipe, "--dry-run")
 
 
 @pytest.mark.parametrize(

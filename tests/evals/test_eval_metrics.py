@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from pipo.errors import UsageError
 from pipo.evals import metrics
 
 
@@ -22,6 +23,16 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
             for k in range(1, n + 1):
                 subsets = list(combinations([True] * correct + [False] * (n - correct), k))
                 assert metrics.pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_has_its_own_interval_and_k():
+    lines = [line(f"{i:02}", i % 4 < j) for i in range(40) for j in range(4)]  # 0 to 3 of 4 samples are right
+    found = metrics.accuracy(lines, 2)
+    assert found["pass_at_k"] == pytest.approx(np.mean([0, 1 / 2, 5 / 6, 1])) and found["pass_k"] == 2
+    low, high = found["pass_at_k_ci95"]
+    assert low < found["pass_at_k"] < high and high - low < 0.3
+    with pytest.raises(UsageError, match="k = 5 is more than the 4 samples"):
+        metrics.accuracy(lines, 5)
 
 
 def test_accuracy_is_over_questions():

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import tiny
 
+from pipo.drafted import save_mtp
 from pipo.engine import LocalEngine, Sampling
 from pipo.errors import UsageError
 from pipo.evals.budget import Budget
+from pipo.evals.contestant import contestants
 from pipo.evals.options import EvalOptions
 from pipo.evals.run import evaluate
 from pipo.evals.sample_log import SampleLog
@@ -22,8 +24,8 @@ FIELDS = (
     "finish_reason ttft_ms tpot_ms"
 ).split()
 FIGURES = (
-    "n_questions samples avg_at_k avg_at_k_ci95 pass_at_k completion_tokens_mean steps_mean tokens_per_step "
-    "acceptance_rate ttft_ms tpot_ms truncated"
+    "n_questions samples avg_at_k avg_at_k_ci95 pass_at_k pass_at_k_ci95 completion_tokens_mean steps_mean "
+    "tokens_per_step acceptance_rate ttft_ms tpot_ms truncated"
 ).split()
 UNTIMED = {"ttft_ms": None, "tpot_ms": None, "loop_tokens": None}
 
@@ -206,7 +208,10 @@ def test_a_folder_with_other_files_is_refused(options):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ("mtp",)}, "--methods: 'mtp' is not available yet; use regular, pipo"),
+        ({"methods": ("mtp",)}, "has no trained MTP head; train one with `pipo sft` and `objective: mtp`"),
+        ({"methods": ("regular", "speculative")}, "--methods speculative: "),
+        ({"pass_k": 4}, "--pass-k: 4 is more than the samples of a question (3)"),
+        ({"pass_k": 0}, "--pass-k: 0 is below 1"),
         ({"methods": ("regulr",)}, "did you mean regular"),
         ({"engine": "vllm"}, "--engine: 'vllm' is not available yet"),
         ({"tasks": ("gsm_symbolik",)}, "did you mean gsm_symbolic"),
@@ -262,3 +267,130 @@ def test_budgets_that_are_none(text):
 def test_budgets():
     assert Budget.parse("tokens:512").max_new_tokens(2) == 512
     assert Budget.parse("slots:512").max_new_tokens(2) == 1024 and str(Budget.parse("slots:3")) == "slots:3"
+
+
+METHODS = ("regular", "mtp", "speculative", "pipo")
+
+
+@pytest.fixture
+def four(options, tiny_drafted):
+    return replace(options, base=tiny_drafted, methods=METHODS, timing=False)
+
+
+def by_method(folder):
+    found = {method: [] for method in METHODS}
+    for line in answers(folder):
+        found[line["method"]].append(line)
+    return found
+
+
+def test_all_four_methods_in_one_run(four, tiny_drafted):
+    summary = evaluate(replace(four, timing=True, samples=1))
+    timed = [(line["question_id"], line["method"]) for line in lines(four.output)]
+    assert timed == [(str(i), method) for i in range(3) for method in METHODS]  # interleaved
+    assert all(line["ttft_ms"] > 0 for line in lines(four.output))
+    figures = summary["tasks"]["sums"]
+    assert tuple(figures) == METHODS and all(set(FIGURES) <= figures[method].keys() for method in METHODS)
+    assert figures["mtp"]["acceptance_rate"] == 1.0 and figures["mtp"]["tokens_per_step"] > 1.7
+    assert figures["regular"]["acceptance_rate"] is None and figures["regular"]["tokens_per_step"] == 1
+    assert 1 < figures["speculative"]["tokens_per_step"] < figures["mtp"]["tokens_per_step"]
+    assert summary["provenance"]["base"] == tiny_drafted
+    report = (four.output / "report.md").read_text()
+    assert "`mtp` and `speculative` decode it with its MTP head" in report and "| speculative |" in report
+
+
+def test_greedy_speculative_answers_are_the_regular_ones(four):
+    evaluate(replace(four, sampling=Sampling(temperature=0, presence_penalty=0.5)))
+    found = by_method(four.output)
+    for regular, ours in zip(found["regular"], found["speculative"], strict=True):
+        same = ("text", "completion_tokens", "finish_reason", "correct")
+        assert all(regular[name] == ours[name] for name in same) and ours["steps"] <= regular["steps"]
+    assert any(a["text"] != b["text"] for a, b in zip(found["regular"], found["mtp"], strict=True))
+
+
+def test_counts_of_drafted_methods(four):
+    evaluate(four)
+    for method, found in by_method(four.output).items():
+        for line in found:
+            assert line["accepted"] <= line["drafted"] <= line["steps"] and line["completion_tokens"] <= 12
+            extra = line["completion_tokens"] - line["steps"]
+            if method == "speculative":  # an accepted draft that ends the answer is a step of its own
+                assert line["accepted"] - 1 <= extra <= line["accepted"] and line["drafted"] == line["steps"] - 1
+            else:
+                assert extra == line["accepted"] and (method != "mtp" or line["accepted"] == line["drafted"])
+
+
+def test_slots_are_steps_of_every_method(four):
+    evaluate(replace(four, budget=Budget("slots", 5)))
+    for method, found in by_method(four.output).items():
+        assert all(line["steps"] <= 5 for line in found)
+        full = [line for line in found if line["finish_reason"] == "length"]
+        assert full and all(line["steps"] == 5 for line in full)
+        most = {"regular": 5, "mtp": 10, "speculative": 9, "pipo": 10}[method]
+        assert all(5 <= line["completion_tokens"] <= most for line in full)
+
+
+def test_batches_change_no_method(four, tmp_path):
+    evaluate(replace(four, output=tmp_path / "a", batch_size=1))
+    evaluate(replace(four, output=tmp_path / "b", batch_size=5))
+    assert answers(tmp_path / "a") == answers(tmp_path / "b")
+
+
+def test_an_uncompressed_model_decodes_with_its_own_head(four, tiny_drafted):
+    options = replace(four, model=tiny_drafted, base=None, threshold=None, methods=METHODS[:3], samples=1)
+    assert tuple(evaluate(options)["tasks"]["sums"]) == METHODS[:3]
+    with pytest.raises(UsageError, match="is no PIPO model; use regular, mtp or speculative"):
+        evaluate(replace(options, methods=METHODS))
+    with pytest.raises(UsageError, match="--threshold: .* is no PIPO model; leave it out"):
+        evaluate(replace(options, threshold=0.5))
+
+
+def test_methods_of_one_base_share_its_weights(four):
+    found = contestants(four)
+    assert found[0].engine is found[1].engine is found[2].engine is not found[3].engine
+
+
+def test_a_new_head_is_another_run_of_the_methods_that_use_it(four, tiny_drafted):
+    regular, drafts = replace(four, methods=("regular",)), replace(four, methods=("mtp",))
+    before = [contestants(options)[0].fingerprint() for options in (regular, drafts)]
+    os.utime(Path(tiny_drafted) / "mtp.safetensors")
+    after = [contestants(options)[0].fingerprint() for options in (regular, drafts)]
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_a_hybrid_base_is_refused_before_anything_is_written(four, tmp_path):
+    folder = tmp_path / "hybrid"
+    model = tiny.drafted("qwen3_5")
+    model.base.save_pretrained(folder)
+    save_mtp(model.mtp, folder)
+    with pytest.raises(UsageError, match="speculative: a rejected draft cannot be taken out of"):
+        evaluate(replace(four, base=str(folder)))
+    assert not four.output.exists()
+
+
+def test_k_of_pass_at_k_can_change_on_a_finished_run(options):
+    whole = evaluate(options)["tasks"]["sums"]["pipo"]
+    one = evaluate(replace(options, pass_k=1))["tasks"]["sums"]["pipo"]
+    assert (whole["pass_k"], one["pass_k"]) == (3, 1)
+    assert one["pass_at_k"] == pytest.approx(one["avg_at_k"]) and one["pass_at_k_ci95"] == pytest.approx(
+        one["avg_at_k_ci95"]
+    )
+    assert "pass@k at k = 1" in (options.output / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda line: "{", "is not JSON"),
+        (lambda line: "[1]", "has no task, "),
+        (lambda line: json.dumps({k: v for k, v in line.items() if k not in ("gold", "steps")}), "has no gold, steps;"),
+    ],
+)
+def test_damaged_lines_are_named(options, damage, problem):
+    evaluate(options)
+    path = options.output / "samples.jsonl"
+    written = path.read_text().splitlines()
+    path.write_text("\n".join([written[0], damage(json.loads(written[1])), *written[2:]]) + "\n")
+    with pytest.raises(UsageError, match=problem) as caught:
+        evaluate(options)
+    assert str(caught.value).startswith(f"{path}:2: ")

@@ -31,8 +31,22 @@ def test_runs_are_merged_by_threshold(runs, tmp_path):
     text = (tmp_path / "docs" / "sweep.md").read_text()
     assert text.index("| regular |") < text.index("| τ = 0 |") < text.index("| τ = 0.9 |")
     assert "(sweep.png)" in text and f"`regular` is {runs.base}" in text
-    assert text.count("| PIPO - regular |") == 1 and text.count("| τ = 0.9 | +0.0% |") == 1
+    assert text.count("| minus regular |") == 1 and text.count("| τ = 0.9 | +0.0% |") == 1
     assert (tmp_path / "docs" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_uncompressed_methods_come_before_the_thresholds(runs, tiny_drafted, tmp_path, capsys):
+    base = replace(runs, base=tiny_drafted, methods=("regular", "mtp", "speculative"), output=tmp_path / "base")
+    evaluate(base)
+    assert main([str(tmp_path / "t0.0"), str(base.output), "--output", str(tmp_path / "all")]) == 0
+    text = (tmp_path / "all.md").read_text()
+    order = [text.index(f"| {label} |") for label in ("regular", "mtp", "speculative", "τ = 0")]
+    assert order == sorted(order)
+    assert all(f"| {label} | +0.0% |" in text for label in ("mtp", "speculative", "τ = 0"))
+    evaluate(replace(base, methods=("mtp",), output=tmp_path / "mtp"))
+    for other, problem in {"base": "the model of regular changed", "mtp": "two bases"}.items():
+        assert main([str(tmp_path / "regular"), str(tmp_path / other), "--output", str(tmp_path / "two")]) == 2
+        assert problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{"samples": 1}, {"seed": 3}, {"budget": Budget("slots", 6)}])

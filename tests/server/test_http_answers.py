@@ -1,8 +1,8 @@
 """Answers over HTTP are the local engine's, however they are asked for and whatever runs beside them."""
 
-import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_both_tokens_of_a_pair_leave_together_with_what_was_drafted(http, engine
     assert len(drafts) == wanted.steps
     assert [d["steps"] for d in drafts] == list(range(1, wanted.steps + 1))
     counts = [0, *(d["completion_tokens"] for d in drafts)]
-    assert [b - a for a, b in itertools.pairwise(counts)] == [len(slot.tokens) for slot in wanted.slots]
+    assert [b - a for a, b in pairwise(counts)] == [len(slot.tokens) for slot in wanted.slots]
     for choice in choices:
         assert "".join(token["text"] for token in choice["pipo"]["tokens"]) == choice["delta"]["content"]
     tokens = [token for d in drafts for token in d["tokens"]]

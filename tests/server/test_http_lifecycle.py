@@ -214,12 +214,11 @@ def scheduler():
 
 
 def test_an_error_fails_those_concerned_and_the_thread_lives_on(scheduler, monkeypatch, caplog):
-    def fail(hidden):
-        raise RuntimeError("out of memory\nat length")
-
     heads = scheduler.model.lm_head
     broken = torch.nn.Identity()
-    monkeypatch.setattr(broken, "forward", fail)
+    monkeypatch.setattr(
+        broken, "forward", lambda hidden: (_ for _ in ()).throw(RuntimeError("out of memory\nat length"))
+    )
     first, updates = [], []
     victim = generation([5, 6, 7], first, 900)
     scheduler.submit([victim])

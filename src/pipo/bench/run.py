@@ -11,26 +11,33 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipo.bench.limit import pair_step_bytes, regular_step_bytes
+from pipo import drafted
+from pipo.bench.limit import drafted_step_bytes, pair_step_bytes, regular_step_bytes
+from pipo.decoding.drafted import check_rolls_back
 from pipo.decoding.generate import generate
 from pipo.decoding.reader import left_pad
 from pipo.engine import LocalEngine
 from pipo.errors import UsageError
+from pipo.mtp import MtpHead
 from pipo.provenance import hardware
 
-METHODS = ("regular", "pipo", "transformers")
+METHODS = ("regular", "mtp", "speculative", "pipo", "transformers")
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured. `transformers` is the base under transformers' own `generate`, as a reference."""
+    """What is measured. `transformers` is the base under transformers' own `generate`, as a reference.
+
+    `methods` None: regular and, for a PIPO model, pipo. Without `base` the model's own backbone decodes uncompressed,
+    with the model's MTP head, which was not trained for that: right for speed, not for acceptance.
+    """
 
     model: str
     base: str | None = None  # None: the model's own backbone, uncompressed
     prompt_lengths: Sequence[int] = (128, 2048)
     new_tokens: int = 64
     concurrency: Sequence[int] = (1,)
-    methods: Sequence[str] = ("regular", "pipo")
+    methods: Sequence[str] | None = None
     threshold: float | None = None
     force_acceptance: float | None = None
     trials: int = 3
@@ -81,26 +88,50 @@ class _Cell:
         }
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What the methods decode with. `mtp` is the base's head, None where no method needs one."""
+
+    pipo: Any
+    base: Any
+    mtp: MtpHead | None
+
+    def model(self, method: str) -> Any:
+        return self.pipo if method == "pipo" else self.base
+
+    def options(self, method: str, options: BenchOptions) -> dict[str, Any]:
+        """What `generate` is called with, for this method alone."""
+        if method == "pipo":
+            return {"confidence_threshold": options.threshold, "force_acceptance": options.force_acceptance}
+        if method == "speculative":
+            return {"mtp": self.mtp, "verified": True, "force_acceptance": options.force_acceptance}
+        return {"mtp": self.mtp} if method == "mtp" else {}
+
+
 def bench(options: BenchOptions, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Medians over trials, methods interleaved. Raises `UsageError`."""
-    for method in options.methods:
+    for method in options.methods or ():
         if method not in METHODS:
             raise UsageError("--methods", f"{method!r} cannot be measured", f"choose from {', '.join(METHODS)}")
     engine = LocalEngine.load(options.model, dtype=options.dtype, device=options.device)
-    models = {"pipo": engine.model, "regular": _base(options, engine)}
-    models["transformers"] = models["regular"]
+    methods = options.methods or (("regular", "pipo") if engine.is_pipo else ("regular",))
+    if not engine.is_pipo and "pipo" in methods:
+        raise UsageError("--methods", f"{options.model} is no PIPO model", "use regular, mtp or speculative")
+    if not engine.is_pipo and options.threshold is not None:
+        raise UsageError("--threshold", f"{options.model} is no PIPO model", "leave it out")
+    parts = _parts(options, methods, engine)
     rows, ratios = [], []
     for length in options.prompt_lengths:
         for concurrency in options.concurrency:
-            cells = [_Cell(method, length, concurrency) for method in options.methods]
+            cells = [_Cell(method, length, concurrency) for method in methods]
             for trial in range(options.trials + 1):
                 for cell in cells:
                     progress(f"{cell.method}, {length} tokens, concurrency {concurrency}, trial {trial}")
-                    result = _measure(models[cell.method], cell, options, trial)
+                    result = _measure(parts, cell, options, trial)
                     if trial:  # the first warms up
                         cell.trials.append(result)
             rows += [cell.row(options.new_tokens) for cell in cells]
-            ratios += _ratios(rows[-len(cells) :], models, options)
+            ratios += _ratios(rows[-len(cells) :], parts)
     return {
         "hardware": hardware(),
         "model": options.model,
@@ -111,10 +142,21 @@ def bench(options: BenchOptions, progress: Callable[[str], None] = lambda _: Non
     }
 
 
-def _base(options: BenchOptions, engine: LocalEngine) -> Any:
-    if options.base is not None or not engine.is_pipo:
-        return LocalEngine.load(options.base or options.model, dtype=options.dtype, device=options.device).model
-    return own_backbone(engine.model)
+def _parts(options: BenchOptions, methods: Sequence[str], engine: LocalEngine) -> _Parts:
+    """The base and its MTP head: of --base, of an uncompressed MODEL, or MODEL's own backbone and head."""
+    if options.base is not None:
+        base_engine = LocalEngine.load(options.base, dtype=options.dtype, device=options.device)
+        if base_engine.is_pipo:
+            raise UsageError("--base", f"{options.base} is a PIPO model", "give an uncompressed model")
+    else:
+        base_engine = engine
+    base = own_backbone(engine.model) if base_engine.is_pipo else base_engine.model
+    if "speculative" in methods:
+        check_rolls_back(base.get_decoder().config)
+    head = None
+    if set(methods) & set(drafted.METHODS):
+        head = engine.model.mtp if base_engine.is_pipo else base_engine.mtp
+    return _Parts(engine.model, base, head)
 
 
 def own_backbone(model: Any) -> Any:
@@ -126,7 +168,8 @@ def own_backbone(model: Any) -> Any:
     return plain.eval()
 
 
-def _measure(model: Any, cell: _Cell, options: BenchOptions, trial: int) -> _Trial:
+def _measure(parts: _Parts, cell: _Cell, options: BenchOptions, trial: int) -> _Trial:
+    model = parts.model(cell.method)
     draw = torch.Generator().manual_seed(options.seed + trial)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     pad = model.generation_config.pad_token_id or 0
@@ -142,8 +185,7 @@ def _measure(model: Any, cell: _Cell, options: BenchOptions, trial: int) -> _Tri
     start = time.perf_counter()
     if cell.method == "transformers":
         return _transformers(model, ids, mask, common, start)
-    if cell.method == "pipo":
-        common |= {"confidence_threshold": options.threshold, "force_acceptance": options.force_acceptance}
+    common |= parts.options(cell.method, options)
     out = generate(model, input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **common)
     tokens = [sum(len(slot.tokens) for slot in slots) for slots in out.slots]
     later = sum(tokens) - sum(len(slots[0].tokens) for slots in out.slots)
@@ -198,31 +240,35 @@ def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dic
     )
 
 
-def _ratios(rows: list[dict[str, Any]], models: dict[str, Any], options: BenchOptions) -> list[dict[str, Any]]:
-    by = {row["method"]: row for row in rows}
-    if not {"regular", "pipo"} <= by.keys():
-        return []
-    regular, pipo = by["regular"], by["pipo"]
-    return [
-        {
-            "prompt_length": pipo["prompt_length"],
-            "concurrency": pipo["concurrency"],
-            "ttft_speedup": regular["ttft_ms"] / pipo["ttft_ms"],
-            "tpot_speedup": regular["tpot_ms"] / pipo["tpot_ms"],
-            "tpot_speedup_limit": _limit(regular, pipo, models),
-            "throughput_speedup": pipo["tokens_per_second"] / regular["tokens_per_second"],
-            "kv_ratio": pipo["kv_bytes_per_token"] / regular["kv_bytes_per_token"],
-        }
-    ]
+def _ratios(rows: list[dict[str, Any]], parts: _Parts) -> list[dict[str, Any]]:
+    """Regular decoding / every other method of this engine."""
+    regular = next((row for row in rows if row["method"] == "regular"), None)
+    others = [row for row in rows if row["method"] not in ("regular", "transformers")]
+    return [] if regular is None else [_ratio(regular, row, parts) for row in others]
 
 
-def _limit(regular: dict[str, Any], pipo: dict[str, Any], models: dict[str, Any]) -> float:
+def _ratio(regular: dict[str, Any], row: dict[str, Any], parts: _Parts) -> dict[str, Any]:
+    return {
+        "method": row["method"],
+        "prompt_length": row["prompt_length"],
+        "concurrency": row["concurrency"],
+        "ttft_speedup": regular["ttft_ms"] / row["ttft_ms"],
+        "tpot_speedup": regular["tpot_ms"] / row["tpot_ms"],
+        "tpot_speedup_limit": _limit(regular, row, parts),
+        "throughput_speedup": row["tokens_per_second"] / regular["tokens_per_second"],
+        "kv_ratio": row["kv_bytes_per_token"] / regular["kv_bytes_per_token"],
+    }
+
+
+def _limit(regular: dict[str, Any], row: dict[str, Any], parts: _Parts) -> float:
     """The TPOT ratio if only bytes counted: weights once a step for the whole batch, the cache of every row."""
 
     def cache(row: dict[str, Any]) -> float:
         context = row["prompt_length"] + row["new_tokens"] / 2
         return float(row["kv_bytes_per_token"] * context * row["concurrency"])
 
-    drafts = pipo["acceptance_rate"] is not None
-    step = pair_step_bytes(models["pipo"], cache(pipo), drafts)
-    return regular_step_bytes(models["regular"], cache(regular)) / step * float(pipo["tokens_per_step"])
+    if row["method"] == "pipo":
+        step = pair_step_bytes(parts.pipo, cache(row), row["acceptance_rate"] is not None)
+    else:
+        step = drafted_step_bytes(parts.base, parts.mtp, cache(row))
+    return regular_step_bytes(parts.base, cache(regular)) / step * float(row["tokens_per_step"])

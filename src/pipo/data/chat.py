@@ -106,14 +106,26 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], prefix: st
     return Tokens(ids, labels)
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool, **options: Any) -> str:
-    """The chat template's text; `options` are the template's own. Raises `UsageError` where the tokenizer has none."""
+def render(
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    *,
+    add_generation_prompt: bool,
+    thinking: bool | None = None,
+    **options: Any,
+) -> str:
+    """The chat template's text; `thinking` is its `enable_thinking`, None its default; `options` are its others.
+
+    Raises `UsageError` where the tokenizer has no template, or its template no such switch.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("chat_template", "the tokenizer has none", "add chat_template.jinja to the model's folder")
-    text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
-    )
-    return str(text)
+    options["add_generation_prompt"] = add_generation_prompt
+    if thinking is not None:
+        if "enable_thinking" not in str(tokenizer.chat_template):
+            raise UsageError("--thinking", "the model's chat template has no enable_thinking", "leave it out")
+        options["enable_thinking"] = thinking
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
 
 
 def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
@@ -121,6 +133,12 @@ def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
     end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1
     cut = len(answer) if end < 0 else end + len(tokenizer.eos_token)
     return answer[:cut], answer[cut:]
+
+
+def asked(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation up to its last answer, if it has one."""
+    turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
+    return chat[: turns[-1]] if turns else chat
 
 
 class PromptDataset(Dataset[dict[str, list[int]]]):
@@ -142,11 +160,10 @@ class PromptDataset(Dataset[dict[str, list[int]]]):
 
     @staticmethod
     def _tokenize(tokenizer: Any, chat: list[dict[str, Any]], prefix: str, max_length: int) -> list[int] | str:
-        turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-        asked = chat[: turns[-1]] if turns else chat
-        if not asked:
+        before = asked(chat)
+        if not before:
             return "nothing before the answer"
-        text = render(tokenizer, asked, add_generation_prompt=True) + prefix
+        text = render(tokenizer, before, add_generation_prompt=True) + prefix
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids if len(ids) <= max_length else f"{len(ids)} tokens, more than max_length {max_length}"
 

@@ -1,4 +1,7 @@
-"""`generate`: the loop behind transformers' own interface, for PIPO models and, as `regular`, for any causal LM."""
+"""`generate`: the loop behind transformers' own interface, for PIPO models and for any causal LM.
+
+A causal LM decodes as `regular`; with an MTP head beside it as `mtp`, or as `speculative` if its drafts are verified.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from pipo.decoding.attention import fast_attention
+from pipo.decoding.drafted import DraftedReader, VerifyingReader
 from pipo.decoding.loop import Coin, Loop, Row, Threshold, make_reader
 from pipo.decoding.sampling import PresencePenalty, Sampler
+from pipo.decoding.speculative import SpeculativeLoop
+from pipo.drafted import DraftedBase
 from pipo.errors import UsageError
+from pipo.mtp import MtpHead
 from pipo.pairing import Slot, check_threshold, to_pairs
 
 DEFAULT_THRESHOLD = 0.95
@@ -63,18 +70,24 @@ def generate(
     force_acceptance: float | None = None,
     presence_penalty: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
+    mtp: MtpHead | None = None,
+    verified: bool = False,
     streamer: Any = None,
     on_slot: Any = None,
+    tail: float | None = None,
     **kwargs: Any,
 ) -> Any:
     """Decode. All of `GenerationConfig`'s options that make sense a token at a time work; the rest is refused by name.
 
     confidence_threshold: None takes the model's stored one. force_acceptance: share of drafts that a seeded coin keeps.
     generators: one a row, makes its draws independent of the batch. on_slot: called with (row, Slot) as they are made.
+    mtp: the head of an uncompressed model, whose drafts are all kept, or `verified` so that nothing is lost.
+    tail: the last rows of a batch are cut ("length") after this many times the steps that three quarters of it needed.
     Raises `UsageError` for bad input.
     """
     _check_options(model, kwargs)
-    policy = _policy(model, confidence_threshold, force_acceptance, generators)
+    drafted = None if mtp is None else DraftedBase(model, mtp)
+    policy = _policy(model, confidence_threshold, force_acceptance, generators, drafted is not None and verified)
     returns_dict = kwargs.pop("return_dict_in_generate", None)
     _add_stop_strings(kwargs)
 
@@ -90,17 +103,20 @@ def generate(
         prompts = _prompts(model, input_ids, mask)
         if presence_penalty:
             logits_processor.insert(0, PresencePenalty(presence_penalty, input_ids.shape[1]))
-        loop = Loop(
-            reader=make_reader(model),
+        loop = _loop(
+            drafted or model,
+            verified,
             sampler=Sampler(logits_processor, generation_config.do_sample, generators),
             stop=stopping_criteria,
             max_length=generation_config.max_length,
             policy=policy,
             on_slot=_events(streamer, on_slot),
+            tail=tail,
         )
-        steps = [_max_steps(model, prompt) for prompt in prompts]
-        rows = _rows(input_ids, generation_config.max_length, generation_config.pad_token_id, steps)
-        with fast_attention(*_attention_configs(model)):
+        rows = _rows(input_ids, generation_config.max_length, generation_config.pad_token_id)
+        for row, prompt in zip(rows, prompts, strict=True):
+            _limit(row, drafted or model, verified, prompt)
+        with fast_attention(*_attention_configs(drafted or model)):
             loop.run(prompts, rows)
         if streamer is not None:
             streamer.end()
@@ -108,6 +124,14 @@ def generate(
         return out if returns_dict or generation_config.return_dict_in_generate else out.sequences
 
     return GenerationMixin.generate(model, inputs, custom_generate=decode, streamer=streamer, **kwargs)
+
+
+def _loop(model: Any, verified: bool, **parts: Any) -> Loop:
+    if not isinstance(model, DraftedBase):
+        return Loop(reader=make_reader(model), **parts)
+    if verified:
+        return SpeculativeLoop(reader=VerifyingReader(model), **parts)
+    return Loop(reader=DraftedReader(model), **parts | {"policy": Threshold(0)})
 
 
 def _check_options(model: Any, kwargs: dict[str, Any]) -> None:
@@ -143,16 +167,22 @@ def _add_stop_strings(kwargs: dict[str, Any]) -> None:
 
 
 def _policy(
-    model: Any, threshold: float | None, force: float | None, generators: Sequence[torch.Generator] | None
+    model: Any,
+    threshold: float | None,
+    force: float | None,
+    generators: Sequence[torch.Generator] | None,
+    verified: bool,
 ) -> Threshold | Coin | None:
-    if model.config.model_type != "pipo":
-        if threshold is not None or force is not None:
-            raise UsageError("confidence_threshold", "the model is no PIPO model", "leave it out")
-        return None
+    is_pipo = model.config.model_type == "pipo"
+    if not is_pipo and (threshold is not None or (force is not None and not verified)):
+        field = "force_acceptance" if threshold is None else "confidence_threshold"
+        raise UsageError(field, "the model is no PIPO model", "leave it out")
     if force is not None:
         if not 0 <= force <= 1:
             raise UsageError("force_acceptance", f"{force!r} is no share", "use a number from 0 to 1")
         return Coin(force, generators=generators)
+    if not is_pipo:
+        return None
     if threshold is None:
         threshold = getattr(model.generation_config, "confidence_threshold", None)
     return Threshold(check_threshold(DEFAULT_THRESHOLD if threshold is None else threshold))
@@ -180,27 +210,32 @@ def _prompts(model: Any, input_ids: Tensor, mask: Tensor | None) -> list[list[in
     return prompts
 
 
-def _rows(input_ids: Tensor, max_length: int, pad: int | None, max_steps: Sequence[int | None]) -> list[Row]:
+def _rows(input_ids: Tensor, max_length: int, pad: int | None) -> list[Row]:
     capacity = max(max_length, input_ids.shape[1]) + 1
     buffer = input_ids.new_full((len(input_ids), capacity), pad if pad is not None else 0)
     buffer[:, : input_ids.shape[1]] = input_ids
-    return [Row(buffer[i : i + 1], input_ids.shape[1], steps) for i, steps in enumerate(max_steps)]
+    return [Row(buffer[i : i + 1], input_ids.shape[1]) for i in range(len(input_ids))]
 
 
-def _max_steps(model: Any, prompt: Sequence[int]) -> int | None:
-    """Steps until the model's positions are used up; the first is the prefill. Raises `UsageError` if there is none."""
+def _limit(row: Row, model: Any, verified: bool, prompt: Sequence[int]) -> None:
+    """End `row` where the model's positions are used up. Raises `UsageError` if the prompt uses them up."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
-        return None
+        return
     read = len(to_pairs(prompt, 0)) if model.config.model_type == "pipo" else len(prompt)
     if read >= limit:
         problem = f"{len(prompt)} tokens fill {read} positions, the model has {limit}"
         raise UsageError("input_ids", problem, "shorten the prompt")
-    return limit - read + 1
+    if not isinstance(model, DraftedBase):
+        row.max_steps = limit - read + 1  # the first is the prefill, the others read a position each
+    elif verified:
+        row.max_length = row.length + limit - read + 1  # as many tokens as without drafts
+    else:
+        row.max_steps = (limit - read) // 2 + 1
 
 
 def _attention_configs(model: Any) -> list[Any]:
-    if model.config.model_type == "pipo":
+    if isinstance(model, DraftedBase) or model.config.model_type == "pipo":
         return [model.backbone.config, model.mtp.config]
     return [model.get_decoder().config]
 
@@ -229,5 +264,5 @@ def _output(loop: Loop, rows: Sequence[Row], width: int) -> PipoGenerateOutput:
         finish_reasons=[row.finish_reason or "stop" for row in rows],
         first_slot_at=loop.first_slot_at,
         finished_at=loop.finished_at,
-        kv_bytes=loop.reader.kv_bytes(),
+        kv_bytes=loop.kv_bytes,
     )

@@ -5,6 +5,7 @@ Nothing is rolled back on a rejection. Regular decoding is the same loop without
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,14 @@ from torch import Tensor
 from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 from pipo.decoding.reader import PairReader, TokenReader
-from pipo.decoding.sampling import Sampler
+from pipo.decoding.sampling import NOTHING, Sampler
+from pipo.errors import UsageError
 from pipo.pairing import Slot, accept, accepts_none
 
 OnSlot = Callable[[int, Slot], None]
+
+MOST = 0.75
+"""Share of a batch that has to end before `Loop.tail` counts."""
 
 
 class Policy(Protocol):
@@ -75,6 +80,7 @@ class Row:
     ids: Tensor  # [1, capacity]
     length: int
     max_steps: int | None = None  # that the model's positions allow after this prompt
+    max_length: int | None = None  # that they allow, where steps do not tell
     slots: list[Slot] = field(default_factory=list)
     finish_reason: str | None = None  # "stop" or "length"
 
@@ -102,6 +108,8 @@ class Loop:
     max_length: int
     policy: Policy | None = None  # None: no drafts
     on_slot: OnSlot | None = None
+    kv_bytes: int = 0  # of every row when it ended
+    tail: float | None = None  # the last rows are cut after this many times the steps that MOST of the batch needed
     first_slot_at: float = 0.0
     finished_at: float = 0.0
 
@@ -112,11 +120,20 @@ class Loop:
         """Fill `rows`, one for each prompt."""
         live = list(range(len(rows)))
         hidden = self.reader.prefill(prompts)
-        while True:
+        limit: float | None = None  # steps
+        for step in itertools.count(1):
             last = self._emit(hidden, rows, live)
             self.first_slot_at = self.first_slot_at or time.perf_counter()
             keep = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
+            if len(keep) < len(live):
+                self.kv_bytes += self.reader.kv_bytes() * (len(live) - len(keep)) // len(live)
             if not keep:
+                break
+            if self.tail is not None and limit is None and len(keep) <= (1 - MOST) * len(rows):
+                limit = self.tail * step
+            if limit is not None and step >= limit:
+                for i in keep:
+                    rows[live[i]].finish_reason = "length"
                 break
             if len(keep) < len(live):
                 index = torch.tensor(keep, device=hidden.device)
@@ -129,6 +146,8 @@ class Loop:
         """One slot for every live row; returns the ids that the next step reads."""
         token1 = self._draw(self.reader.logits(hidden), rows, live)
         first = token1.tolist()
+        if NOTHING in first:
+            raise UsageError("logits_processor", "rules out every token", "leave at least one")
         for row, token in zip(live, first, strict=True):
             self._take(rows[row], token)
         if not isinstance(self.reader, PairReader):
@@ -141,12 +160,13 @@ class Loop:
         open_ = [i for i, row in enumerate(live) if self._drafts(rows[row])]
         if open_:
             index = torch.tensor(open_, device=hidden.device)
-            drafts = self._draw(self.reader.logits(states[index]), rows, [live[i] for i in open_])
-            confidence = self.reader.confidence(index, states[index], drafts)
-            kept = self.policy(confidence, [live[i] for i in open_])
+            drafts = self._draw(self.reader.draft_logits(states[index]), rows, [live[i] for i in open_])
+            confidence = self.reader.confidence(index, states[index], drafts.clamp(min=0))
+            kept = self.policy(confidence, [live[i] for i in open_]) & (drafts != NOTHING)
             pad[index] = torch.where(kept, drafts, pad[index])
             for i, draft, c, k in zip(open_, drafts.tolist(), confidence.tolist(), kept.tolist(), strict=True):
-                slots[i] = Slot(first[i], draft, c, k)
+                if draft != NOTHING:
+                    slots[i] = Slot(first[i], draft, c, k)
                 if k:
                     self._take(rows[live[i]], draft)
         return self._close(rows, live, slots, torch.stack([token1, pad], dim=1))
@@ -162,7 +182,7 @@ class Loop:
         row.append(token)
         if self.stop and bool(self.stop(row.history, None)):
             row.finish_reason = "stop"
-        elif row.length >= self.max_length:
+        elif row.length >= min(self.max_length, row.max_length or self.max_length):
             row.finish_reason = "length"
 
     def _close(self, rows: Sequence[Row], live: list[int], slots: list[Slot], ids: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipo.decoding.cache import drop_left, join, kv_bytes, make_cache
 from pipo.pairing import pad_to_even, pair_mask, pair_positions
+from pipo.shortlist import Shortlist
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:  # [B, T], mask [B, T]
@@ -35,9 +36,19 @@ class _Positions:
             return {}
         return {"attention_mask": self.mask, "position_ids": pair_positions(self.mask)[:, -new:]}
 
-    def extend(self) -> None:
+    def extend(self, new: int = 1) -> None:
         if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), new)], dim=1)
+
+    def hide_last(self, rows: Tensor, length: int) -> None:  # bool [B]
+        """For these rows the last of `length` positions does not count: nothing attends to it."""
+        if self.mask is None:
+            self.mask = torch.ones(len(rows), length, dtype=torch.long, device=rows.device)
+        self.mask[:, -1] *= ~rows
+
+    def cut_last(self) -> None:
+        if self.mask is not None:
+            self.mask = self.mask[:, :-1]
 
     def select(self, rows: Tensor) -> None:
         if self.mask is not None:
@@ -128,6 +139,7 @@ class PairReader:
         self.pad: int = model.config.pad_token_id
         self.cache = make_cache(model.backbone.config)
         self.mtp_cache = make_cache(model.mtp.config)
+        self.shortlist = Shortlist.of(model)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:  # -> [B, H]
         """Prompts are padded to whole pairs at their end, the batch at its left."""
@@ -157,16 +169,17 @@ class PairReader:
     def draft(self, token1: Tensor) -> Tensor:  # [B] -> MTP states [B, H]
         """Run the MTP head over the pairs that the last forward read; `token1` follows the last of them."""
         hidden, known = self.unread
-        first = torch.cat([known, token1[:, None]], dim=1)
-        states = self.model.mtp(
+        return self._mtp(hidden, torch.cat([known, token1[:, None]], dim=1))[:, -1]
+
+    def _mtp(self, hidden: Tensor, first: Tensor) -> Tensor:  # [B, n, H], ids [B, n] -> [B, n, H]
+        states: Tensor = self.model.mtp(
             hidden,
             self.model.embed(first),
             past_key_values=self.mtp_cache,
             use_cache=True,
             **self.positions.kwargs(hidden.shape[1]),
         )
-        last: Tensor = states[:, -1]
-        return last
+        return states
 
     def confidence(self, rows: Tensor, states: Tensor, drafts: Tensor) -> Tensor:  # [R], [R, H], [R] -> [R]
         """How far the drafts of these rows are to be trusted; `states` are the MTP head's, of these rows."""
@@ -179,6 +192,10 @@ class PairReader:
         out: Tensor = self.model.lm_head(hidden)
         out[:, self.pad] = float("-inf")
         return out
+
+    def draft_logits(self, states: Tensor) -> Tensor:  # [B, H] -> [B, V]
+        """The same for MTP states; a shortlist holds no PAD."""
+        return self.logits(states) if self.shortlist is None else self.shortlist.logits(states)
 
     def select(self, rows: Tensor) -> None:
         self.positions.select(rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
@@ -18,6 +19,9 @@ from transformers import (
 
 NEED_NO_HISTORY = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """In transformers' order top-k comes before all but temperature, and only processors of scores come after it."""
+
+NOTHING = -1
+"""In place of a token where logits and processors together rule out all: a grammar may leave none of a shortlist."""
 
 
 class PresencePenalty(LogitsProcessor):
@@ -54,15 +58,35 @@ class Sampler:
     def __call__(self, logits: Tensor, histories: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
         """logits [B, V]; histories: one [1, T_i] a row, what its processors see; rows: generator of each row."""
         scores, ids = self._process(logits.float(), histories)
+        ruled_out = scores.amax(-1, keepdim=True) == float("-inf")
+        scores = scores.masked_fill(ruled_out, 0.0)
+        choice = self.pick(torch.softmax(scores, dim=-1) if self.do_sample else scores, rows)[:, None]
+        token = choice if ids is None else ids.gather(1, choice)
+        ruled_out |= logits.gather(1, token) == float("-inf")  # some processors force what the logits rule out
+        return token.masked_fill(ruled_out, NOTHING).squeeze(1)
+
+    def distribution(self, logits: Tensor, histories: Sequence[Tensor]) -> Tensor:  # [B, V] -> [B, V]
+        """The probabilities that a token is drawn with; when greedy, 1 for the best."""
+        scores, ids = self._process(logits.float(), histories)
+        p = torch.softmax(scores, dim=-1) if self.do_sample else F.one_hot(scores.argmax(-1), scores.shape[-1]).float()
+        return p if ids is None else torch.zeros_like(logits, dtype=p.dtype).scatter_(1, ids, p)
+
+    def pick(self, weights: Tensor, rows: Sequence[int]) -> Tensor:  # [B, n] -> [B]
+        """Draw by the weights, not necessarily of sum 1; when greedy, the largest."""
         if not self.do_sample:
-            choice = scores.argmax(-1, keepdim=True)
-        elif self.generators is None:
-            choice = torch.multinomial(torch.softmax(scores, dim=-1), 1)
-        else:
-            probabilities = torch.softmax(scores, dim=-1)
-            pairs = zip(probabilities, rows, strict=True)
-            choice = torch.stack([torch.multinomial(p, 1, generator=self.generators[row]) for p, row in pairs])
-        return (choice if ids is None else ids.gather(1, choice)).squeeze(1)
+            return weights.argmax(-1)
+        if self.generators is None:
+            return torch.multinomial(weights, 1).squeeze(1)
+        pairs = zip(weights, rows, strict=True)
+        return torch.cat([torch.multinomial(w, 1, generator=self.generators[row]) for w, row in pairs])
+
+    def uniform(self, like: Tensor, rows: Sequence[int]) -> Tensor:  # [B, ...] -> [B]
+        """A number in [0, 1) for each row; when greedy, 0."""
+        if not self.do_sample:
+            return torch.zeros(len(rows), device=like.device)
+        if self.generators is None:
+            return torch.rand(len(rows), device=like.device)
+        return torch.cat([torch.rand(1, generator=self.generators[row], device=like.device) for row in rows])
 
     def _process(self, scores: Tensor, histories: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Scores [B, V], or of the k best tokens [B, k] with their ids: what comes after top-k sees these alone."""

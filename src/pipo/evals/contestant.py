@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from pipo import drafted
+from pipo.decoding.drafted import check_rolls_back
 from pipo.decoding.generate import DEFAULT_THRESHOLD
 from pipo.engine import LocalEngine
 from pipo.errors import UsageError, first_line
-from pipo.evals.options import EvalOptions
+from pipo.evals.options import METHODS, EvalOptions
+from pipo.families import MTP_FILE, text_config
 from pipo.pairing import check_threshold
 from pipo.shipped import resolve
 
 
 @dataclass
 class Contestant:
-    """A method with its model. `threshold` is None where nothing is drafted."""
+    """A method with its model. `threshold` is of `pipo` alone, None for the others.
+
+    force_acceptance: share of the drafts that a coin keeps instead.
+    """
 
     method: str
     name: str  # as the user calls the model
@@ -28,15 +33,24 @@ class Contestant:
     threshold: float | None
     dtype: str
     device: str
+    force_acceptance: float | None = None
+    engines: dict[str, LocalEngine] = field(default_factory=dict)
+    """Loaded models by path: methods share them."""
 
-    @cached_property
+    @property
     def engine(self) -> LocalEngine:
         """The loaded model, once."""
-        return LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
+        if self.path not in self.engines:
+            self.engines[self.path] = LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
+        return self.engines[self.path]
+
+    def variant(self, method: str, threshold: float, force_acceptance: float | None = None) -> Contestant:
+        """The same model, loaded once for both, with another acceptance."""
+        return replace(self, method=method, threshold=threshold, force_acceptance=force_acceptance)
 
     @property
     def tokens_per_slot(self) -> int:
-        return 1 if self.threshold is None else 2
+        return 1 if self.method == "regular" else 2
 
     def fingerprint(self) -> str | None:
         """Changes when the files of a local model do; None for a model of the hub."""
@@ -44,6 +58,8 @@ class Contestant:
         if not folder.exists():
             return None
         files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.suffix in WEIGHTS)
+        if self.method not in drafted.METHODS:
+            files = [file for file in files if file.name != MTP_FILE]
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -52,23 +68,36 @@ WEIGHTS = {".safetensors", ".bin", ".gguf"}
 
 
 def contestants(options: EvalOptions) -> list[Contestant]:
-    """One for each method, in the order regular, pipo. Raises `UsageError`."""
+    """One for each method, in the order of METHODS. Raises `UsageError`."""
     path = resolve(options.model)
     config = _config("MODEL", path)
     is_pipo = config is not None and config.model_type == "pipo"
     methods = options.methods or (("regular", "pipo") if is_pipo else ("regular",))
     if not is_pipo and "pipo" in methods:
-        raise UsageError("--methods", f"{options.model} is no PIPO model", "use --methods regular")
+        raise UsageError("--methods", f"{options.model} is no PIPO model", "use regular, mtp or speculative")
     if not is_pipo and options.base is not None:
         raise UsageError("--base", f"{options.model} is uncompressed itself", "leave --base out")
-    common = {"dtype": options.dtype, "device": options.load_device()}
+    if not is_pipo and options.threshold is not None:
+        raise UsageError("--threshold", f"{options.model} is no PIPO model", "leave it out")
+    common: dict[str, Any] = {"dtype": options.dtype, "device": options.load_device(), "engines": {}}
     found = []
-    if "regular" in methods:
-        name = _base(options, config) if is_pipo else options.model
-        found.append(Contestant("regular", name, resolve(name), None, **common))
+    if set(methods) != {"pipo"}:
+        name, base = _base(options, config) if is_pipo else (options.model, config)
+        for method in (method for method in METHODS if method in methods and method != "pipo"):
+            _check_drafts(method, name, base)
+            found.append(Contestant(method, name, resolve(name), None, **common))
     if "pipo" in methods:
-        found.append(Contestant("pipo", options.model, path, _threshold(options, path), **common))
+        one = Contestant("pipo", options.model, path, _threshold(options, path), **common)
+        found += [one.variant(f"pipo@{t:g}", t) for t in options.thresholds] or [one]
     return found
+
+
+def _check_drafts(method: str, name: str, config: Any) -> None:
+    """Raises `UsageError` where the base cannot decode by this method."""
+    if method in drafted.METHODS:
+        drafted.check_mtp(f"--methods {method}", name, resolve(name), config)
+    if method == "speculative":
+        check_rolls_back(text_config(config))
 
 
 def _config(field: str, path: str) -> Any:
@@ -81,8 +110,8 @@ def _config(field: str, path: str) -> Any:
         raise UsageError(field, f"cannot load {path} ({first_line(error)})", "name a folder or hub id") from None
 
 
-def _base(options: EvalOptions, config: Any) -> str:
-    """The uncompressed model of `regular`: --base, or what the PIPO model was trained from."""
+def _base(options: EvalOptions, config: Any) -> tuple[str, Any]:
+    """The uncompressed model and its config: --base, or what the PIPO model was trained from."""
     name = options.base or ("demo-base" if options.model == "demo" else config.base_model)
     if name is None:
         raise UsageError("--base", f"{options.model} does not say what it was trained from", "give --base BASE")
@@ -92,7 +121,7 @@ def _base(options: EvalOptions, config: Any) -> str:
         raise UsageError("--base", error.problem, "give --base BASE, or --methods pipo") from None
     if base is not None and base.model_type == "pipo":
         raise UsageError("--base", f"{name} is a PIPO model", "give an uncompressed model")
-    return str(name)
+    return str(name), base
 
 
 def _threshold(options: EvalOptions, path: str) -> float:

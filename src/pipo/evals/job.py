@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipo.engine import Completion
+from pipo.evals.buckets import correct_at
 from pipo.evals.budget import Budget
 from pipo.evals.contestant import Contestant
 from pipo.evals.metrics import Line
 from pipo.evals.sample_log import Key
+from pipo.evals.thoughts import conclusion
 from pipo.tasks import Question, Task
 
 UNTIMED: Line = {"ttft_ms": None, "tpot_ms": None, "loop_tokens": None}
@@ -23,7 +26,10 @@ def sample_seed(seed: int, question_id: str, index: int) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """Sample `index` of a question by one method. `timed`: decoded alone, with its times written down."""
+    """Sample `index` of a question by one method. `timed`: decoded alone, with its times written down.
+
+    `opened`: the prompt ends within a thought.
+    """
 
     task: Task
     question: Question
@@ -31,6 +37,7 @@ class Job:
     index: int
     seed: int
     timed: bool = False
+    opened: bool = False
 
     @property
     def key(self) -> Key:
@@ -49,9 +56,9 @@ class Job:
 
     def line(self, full: Completion, budget: Budget) -> Line:
         """The line of a completion, cut to the budget and scored."""
-        tokenizer = self.contestant.engine.tokenizer
-        kept = budget.cut(full, lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
-        answer, correct = self.task.score(kept.text, self.question)
+        kept = budget.cut(full, self._decode)
+        answer, correct = self._score(kept.text)
+        earlier = correct_at(kept, budget, self._decode, lambda text: self._score(text)[1])
         loop_tokens = len(full.token_ids) - len(full.slots[0].tokens)
         times = {"ttft_ms": full.ttft_ms, "tpot_ms": full.tpot_ms, "loop_tokens": loop_tokens}
         return self.head() | {
@@ -65,7 +72,14 @@ class Job:
             "accepted": kept.accepted,
             "finish_reason": kept.finish_reason,
             **(times if self.timed else UNTIMED),
+            **({"correct_at": earlier} if earlier else {}),
         }
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.contestant.engine.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _score(self, text: str) -> tuple[str | None, bool]:
+        return self.task.score(conclusion(text, self.opened), self.question)
 
     def failed(self, error: Exception) -> Line:
         """The line of a sample that raised: wrong, with the error's text."""

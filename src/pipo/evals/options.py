@@ -15,15 +15,18 @@ from pipo.evals.budget import Budget
 from pipo.pairing import check_threshold
 from pipo.tasks import Task
 
-METHODS = ("regular", "pipo")
-PLANNED = ("mtp", "speculative")
+METHODS = ("regular", "mtp", "speculative", "pipo")
 ENGINES = ("local",)
 DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """One run. `methods` None: all that MODEL allows; `limit` None: the task's own number of questions."""
+    """One run. `methods` None: regular and, for a PIPO model, pipo; `limit` None: the task's own number of questions.
+
+    `pass_k`: the k of pass@k, None for `samples`. It may change from one call to the next on the same folder.
+    `thresholds`: instead of `pipo`, a method `pipo@τ` for each. `thinking` None: as the chat template likes.
+    """
 
     model: str
     tasks: tuple[str, ...]
@@ -31,11 +34,14 @@ class EvalOptions:
     methods: tuple[str, ...] | None = None
     base: str | None = None
     samples: int = 4
+    pass_k: int | None = None
     budget: Budget = field(default_factory=lambda: Budget("tokens", 512))
     limit: int | None = None
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     threshold: float | None = None
+    thresholds: tuple[float, ...] = ()
+    thinking: bool | None = None
     engine: str = "local"
     batch_size: int = 8
     dtype: str = "auto"
@@ -46,16 +52,20 @@ class EvalOptions:
     def check(self) -> None:
         """Raises `UsageError` for the first option that cannot be."""
         for name in self.methods or ():
-            _check_name("--methods", name, METHODS, PLANNED)
+            _check_name("--methods", name, METHODS)
         _check_name("--engine", self.engine, ENGINES, ("vllm",))
         _check_name("--dtype", self.dtype, DTYPES)
-        for option in ("samples", "limit", "batch_size"):
+        for option in ("samples", "limit", "batch_size", "pass_k"):
             _check_count(option, getattr(self, option))
+        if self.pass_k is not None and self.pass_k > self.samples:
+            problem = f"{self.pass_k} is more than the samples of a question ({self.samples})"
+            raise UsageError("--pass-k", problem, "lower it, or raise --samples in a new folder")
         if not 0 <= self.seed < 2**32:
             raise UsageError("--seed", f"{self.seed} is out of range", "use 0 to 4294967295")
         self.sampling.check()
         if self.threshold is not None:
             check_threshold(self.threshold)
+        _check_sweep(self.thresholds, self.threshold)
         if find_spec("matplotlib") is None:
             raise UsageError("eval", "matplotlib is not installed", "pip install 'pipo-lm[eval]'")
 
@@ -101,6 +111,16 @@ def _check_name(option: str, name: str, valid: tuple[str, ...], planned: tuple[s
         near = difflib.get_close_matches(name, valid, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(option, f"unknown name {name!r}", f"{hint}valid: {', '.join(valid)}")
+
+
+def _check_sweep(thresholds: tuple[float, ...], threshold: float | None) -> None:
+    for value in thresholds:
+        check_threshold(value)
+    if thresholds and threshold is not None:
+        raise UsageError("--thresholds", "goes without --threshold", "leave one of them out")
+    names = [f"{value:g}" for value in thresholds]
+    if len(set(names)) < len(names):
+        raise UsageError("--thresholds", f"{', '.join(names)} names one twice", "name each once")
 
 
 def _check_count(option: str, value: int | None) -> None:

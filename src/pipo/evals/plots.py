@@ -9,11 +9,12 @@ from typing import Any
 
 PANEL_INCHES = (5.6, 3.8)
 PIPO_COLOUR, REGULAR_COLOUR = "#1f6fb4", "#666666"
+COLOURS = {"mtp": "#d1731f", "speculative": "#3a8a3a"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one threshold. `threshold` is None for regular decoding."""
+    """One method, `pipo` at one threshold. `threshold` is None for the uncompressed ones, whose label is their name."""
 
     label: str
     figures: dict[str, Any]  # a method's figures from summary.json
@@ -21,23 +22,22 @@ class Point:
 
 
 def plot_methods(path: Path, tasks: dict[str, list[Point]]) -> None:
-    """A panel a task, a point a method, with the 95% intervals of the accuracy."""
-    _, axes = _panels(len(tasks), 1)
+    """A panel a task, a point a method, regular decoding as a line, with the 95% intervals of the accuracy."""
+    _, axes = panels(len(tasks), 1)
     for (task, points), (panel,) in zip(tasks.items(), axes, strict=True):
         for point in points:
-            colour = PIPO_COLOUR if point.threshold is not None else REGULAR_COLOUR
-            _accuracy(panel, [point], colour, point.label)
+            _method(panel, point)
         _finish(panel, task)
-    _save(path)
+    save(path)
 
 
 def plot_sweep(path: Path, tasks: dict[str, list[Point]]) -> None:
     """A row a task: accuracy against tokens per step, regular decoding as a line; acceptance against threshold."""
-    _, axes = _panels(len(tasks), 2)
+    _, axes = panels(len(tasks), 2)
     for (task, points), (left, right) in zip(tasks.items(), axes, strict=True):
         for point in points:
             if point.threshold is None:
-                _level(left, point)
+                _method(left, point)
         swept = [point for point in points if point.threshold is not None]
         _accuracy(left, swept, PIPO_COLOUR, "pipo")
         for point in swept:
@@ -46,10 +46,11 @@ def plot_sweep(path: Path, tasks: dict[str, list[Point]]) -> None:
                 left.annotate(point.label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
         _finish(left, task)
         _acceptance(right, swept)
-    _save(path)
+    save(path)
 
 
-def _panels(rows: int, columns: int) -> tuple[Any, Any]:
+def panels(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure with its axes [rows, columns], drawn without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,6 +58,13 @@ def _panels(rows: int, columns: int) -> tuple[Any, Any]:
 
     size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
     return pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def _method(panel: Any, point: Point) -> None:
+    if point.label == "regular":
+        _level(panel, point)
+    else:
+        _accuracy(panel, [point], COLOURS.get(point.label, PIPO_COLOUR), point.label)
 
 
 def _accuracy(panel: Any, points: Sequence[Point], colour: str, label: str) -> None:
@@ -92,7 +100,8 @@ def _acceptance(panel: Any, points: Sequence[Point]) -> None:
     panel.grid(alpha=0.3)
 
 
-def _save(path: Path) -> None:
+def save(path: Path) -> None:
+    """Write the open figure as PNG, whole or not at all, and close it."""
     from matplotlib import pyplot
 
     partial = path.with_name(f".{path.name}.partial")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipo import drafted
 from pipo.evals.metrics import Line
 from pipo.evals.plots import Point, plot_methods
 from pipo.provenance import write_text
@@ -17,6 +18,7 @@ COLUMNS = {
     "avg@k": ("avg_at_k", ".1%"),
     "95% CI": ("avg_at_k_ci95", ".1%"),
     "pass@k": ("pass_at_k", ".1%"),
+    "of pass@k": ("pass_at_k_ci95", ".1%"),
     "tokens": ("completion_tokens_mean", ".1f"),
     "steps": ("steps_mean", ".1f"),
     "tokens/step": ("tokens_per_step", ".3f"),
@@ -29,10 +31,10 @@ COLUMNS = {
 """Heading -> key of a method's figures, number format."""
 
 NOTES = (
-    "avg@k is the mean over questions of the share of correct samples, its interval a bootstrap over questions; pass@k "
-    "the share of questions with a correct sample. Tokens and steps are means of a sample, tokens/step and acceptance "
-    "ratios of sums. Truncated samples met the budget; repetition is the share that ends in a loop. Times are of "
-    "single requests: TTFT a median, TPOT the loops' time over the tokens that they emitted."
+    "avg@k is the mean over questions of the share of correct samples; pass@k the unbiased estimate that one of k "
+    "samples is correct. Their 95% intervals are bootstraps over questions. Tokens and steps are means of a sample, "
+    "tokens/step and acceptance ratios of sums. Truncated samples met the budget; repetition is the share that ends in "
+    "a loop. Times are of single requests: TTFT a median, TPOT the loops' time over the tokens that they emitted."
 )
 
 
@@ -54,19 +56,23 @@ def write_report(folder: Path, summary: dict[str, Any], lines: Sequence[Line]) -
 def _point(method: str, figures: dict[str, Any], threshold: float | None) -> Point:
     if method == "pipo":
         return Point(f"pipo (τ = {threshold:g})", figures, threshold)
+    name, _, swept = method.partition("@")
+    if name == "pipo":
+        return Point(method, figures, float(swept))
     return Point(method, figures)
 
 
-def facts(summary: dict[str, Any]) -> str:
-    """What was run, on what, as a list."""
+def facts(summary: dict[str, Any], base: str | None = None) -> str:
+    """What was run, on what, as a list; `base` says what the base was for, where it was no method."""
     origin = summary["provenance"]
     draws = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in summary["sampling"].items())
     rows = {
         "model": origin["model"],
-        "base": base_line(origin),
+        "base": base_line(origin) if base is None else base,
         "confidence threshold τ": "" if origin["threshold"] is None else f"{origin['threshold']:g}",
         "questions": ", ".join(f"{task} {text}" for task, text in origin["questions"].items()),
         "wordings": "held out from training" if origin["held_out"] else "",
+        "thinking": {None: "", True: "on", False: "off"}[origin.get("thinking")],
         "budget": summary["budget"],
         "sampling": "greedy" if summary["sampling"]["temperature"] == 0 else draws,
         "seed": summary["seed"],
@@ -81,12 +87,14 @@ def facts(summary: dict[str, Any]) -> str:
 
 
 def base_line(origin: dict[str, Any]) -> str:
-    """The base of `regular`, in words."""
+    """The base of the uncompressed methods, in words."""
     if origin["base"] is None:
-        return "none, `regular` was not run"
+        return "none, `pipo` alone was run"
+    found = [f"`{method}`" for method in drafted.METHODS if method in origin.get("methods", ())]
+    heads = f"; {' and '.join(found)} decode{'s' if len(found) == 1 else ''} it with its MTP head" if found else ""
     if origin["threshold"] is None and origin["base"] == origin["model"]:
-        return "the model itself, which is uncompressed"
-    return f"`regular` is {origin['base']}"
+        return f"the model itself, which is uncompressed{heads}"
+    return f"`regular` is {origin['base']}{heads}"
 
 
 def _hardware(found: dict[str, Any]) -> str:
@@ -96,13 +104,26 @@ def _hardware(found: dict[str, Any]) -> str:
 
 def section(task: str, points: Sequence[Point]) -> str:
     """A task's table, and one of its parts where it is a mixture."""
-    questions, samples = points[0].figures["n_questions"], points[0].figures["samples"]
-    head = f"## {task}\n\n{questions} questions, {samples} samples each."
-    rows = [[point.label, *(cell(point.figures[key], form) for key, form in COLUMNS.values())] for point in points]
+    first = points[0].figures
+    passes = f"; pass@k at k = {first['pass_k']}" if first.get("pass_k", first["samples"]) != first["samples"] else ""
+    head = f"## {task}\n\n{first['n_questions']} questions, {first['samples']} samples each{passes}."
+    rows = [[point.label, *(cell(point.figures.get(key), form) for key, form in COLUMNS.values())] for point in points]
     tables = [head, table(["method", *COLUMNS], rows)]
+    if len(points[0].figures.get("buckets", ())) > 1:
+        tables.append(buckets_table(points))
     if "parts" in points[0].figures:
         tables.append(parts_table(points))
     return "\n\n".join(tables)
+
+
+def buckets_table(points: Sequence[Point]) -> str:
+    """avg@k / pass@k had decoding stopped at smaller budgets, a row a method."""
+    sizes = points[0].figures["buckets"]
+    rows = []
+    for point in points:
+        found = [point.figures["buckets"][size] for size in sizes]
+        rows.append([point.label, *(f"{one['avg_at_k']:.1%} / {one['pass_at_k']:.1%}" for one in found)])
+    return table(["avg@k / pass@k within", *sizes], rows)
 
 
 def parts_table(points: Sequence[Point]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipo.engine import Completion
+from pipo.evals.buckets import buckets
 from pipo.evals.contestant import Contestant, contestants
 from pipo.evals.job import UNTIMED, Job, sample_seed
 from pipo.evals.metrics import Line, summarise
@@ -21,6 +22,7 @@ from pipo.evals.options import EvalOptions
 from pipo.evals.progress import SampleProgress
 from pipo.evals.report import write_report
 from pipo.evals.sample_log import SampleLog
+from pipo.evals.thoughts import opens_thought
 from pipo.provenance import provenance, write_json
 from pipo.tasks import Task
 
@@ -50,11 +52,13 @@ def settings(options: EvalOptions, tasks: Sequence[Task], methods: Sequence[Cont
     return {
         "model": options.model,
         "methods": [one.method for one in methods],
-        "base": next((one.name for one in methods if one.method == "regular"), None),
+        "base": next((one.name for one in methods if not one.method.startswith("pipo")), None),
         "threshold": next((one.threshold for one in methods if one.method == "pipo"), None),
         "tasks": [task.name for task in tasks],
         "held_out": options.held_out,
         "questions": {task.name: _questions_hash(task) for task in tasks},
+        "thresholds": list(options.thresholds) or None,
+        "thinking": options.thinking,
         "samples": options.samples,
         "budget": str(options.budget),
         "sampling": options.draws(),
@@ -83,7 +87,9 @@ class Run:
     def go(self) -> None:
         """Make every missing sample."""
         total = sum(len(task.questions) for task in self.tasks) * len(self.methods) * self.options.samples
-        with SampleProgress(total, len(self.samples.lines)) as progress:
+        names = {one.method for one in self.methods}
+        done = sum(method in names for _, _, method, _ in self.samples.lines)
+        with SampleProgress(total, done) as progress:
             self._warm_up()
             for jobs in self._schedule():
                 lines = self._answer(jobs)
@@ -123,21 +129,35 @@ class Run:
             task.score("", task.questions[0])
         for one in {jobs[0].contestant.method: jobs[0].contestant for jobs in missing}.values():
             log.info("%s: %s", one.method, one.name)
-            self._complete(one, [one.engine.encode("Hello")], [0], time.perf_counter(), WARM_UP_TOKENS)
+            prompt = one.engine.encode("Hello", **self._template)
+            self._complete(one, [prompt], [0], time.perf_counter(), WARM_UP_TOKENS)
 
     def _answer(self, jobs: Sequence[Job]) -> list[Line]:
         """Lines of a batch. Where the batch raises, its samples are tried one by one and only the bad ones fail."""
         arrived = time.perf_counter()
         one = jobs[0].contestant
         try:
-            prompts = [one.engine.encode(job.question.messages) for job in jobs]
+            prompts = [one.engine.encode(job.question.messages, **self._template) for job in jobs]
+            thoughts = [opens_thought(one.engine.tokenizer, prompt) for prompt in prompts]
+            jobs = [replace(job, opened=opened) for job, opened in zip(jobs, thoughts, strict=True)]
             completions = self._complete(one, prompts, [job.seed for job in jobs], arrived)
-            return [job.line(full, self.options.budget) for job, full in zip(jobs, completions, strict=True)]
+            return self._lines(jobs, prompts, completions)
         except Exception as error:
             if len(jobs) > 1:
                 return [line for job in jobs for line in self._answer([job])]
             log.warning("%s failed: %s", jobs[0].key, error)
             return [jobs[0].failed(error)]
+
+    def _lines(
+        self, jobs: Sequence[Job], prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
+    ) -> list[Line]:
+        """What is written down of a batch."""
+        return [job.line(full, self.options.budget) for job, full in zip(jobs, completions, strict=True)]
+
+    @property
+    def _template(self) -> dict[str, bool]:
+        """What the chat template is told."""
+        return {} if self.options.thinking is None else {"thinking": self.options.thinking}
 
     def _complete(
         self,
@@ -151,7 +171,9 @@ class Run:
             prompts,
             sampling=self.options.sampling,
             max_new_tokens=max_new_tokens or self.options.budget.max_new_tokens(one.tokens_per_slot),
+            method=one.method,
             threshold=one.threshold,
+            force_acceptance=one.force_acceptance,
             seeds=seeds,
             arrived=arrived,
         )
@@ -172,15 +194,33 @@ def _summary(
     lines = list(samples.lines.values())
     figures = {
         task.name: {
-            one.method: summarise([line for line in lines if (line["task"], line["method"]) == (task.name, one.method)])
+            one.method: summarise(
+                [line for line in lines if (line["task"], line["method"]) == (task.name, one.method)], options.pass_k
+            )
             for one in methods
         }
         for task in tasks
     }
+    for task, found in figures.items():
+        for method, values in found.items():
+            these = [line for line in lines if (line["task"], line["method"]) == (task, method)]
+            values["buckets"] = buckets(these, options.budget)
     facts = settings(options, tasks, methods)
     origin = {
         name: facts[name]
-        for name in ("model", "base", "threshold", "held_out", "questions", "engine", "dtype", "device")
+        for name in (
+            "model",
+            "methods",
+            "base",
+            "threshold",
+            "thresholds",
+            "thinking",
+            "held_out",
+            "questions",
+            "engine",
+            "dtype",
+            "device",
+        )
     }
     return {
         "tasks": figures,

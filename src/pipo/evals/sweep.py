@@ -1,7 +1,7 @@
 """Several runs of one model at different thresholds, merged into one table and plot.
 
 `python -m pipo.evals.sweep DIR... --output NAME` writes NAME.md and NAME.png. The runs must agree in model, questions,
-samples, budget, sampling and seed; one of them may hold `regular`.
+samples, budget, sampling and seed; each uncompressed method may be in one of them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any
 
 from pipo.errors import UsageError
 from pipo.evals.metrics import Line, paired_difference
+from pipo.evals.options import METHODS
 from pipo.evals.plots import Point, plot_sweep
 from pipo.evals.report import NOTES, cell, facts, section, table
+from pipo.evals.sample_log import parse
 from pipo.provenance import write_text
+
+UNCOMPRESSED = tuple(method for method in METHODS if method != "pipo")
 
 SHARED = ("tasks", "held_out", "questions", "samples", "budget", "sampling", "seed", "dtype")
 """Fields of run.json that the runs must agree in. Those with `pipo` must be of one model, too."""
@@ -45,36 +49,49 @@ def merge(folders: Sequence[Path], output: Path) -> None:
 
 
 def points(task: str, summaries: Sequence[dict[str, Any]]) -> list[Point]:
-    """Regular decoding first, then PIPO by rising threshold. Raises `UsageError` for a point that is there twice."""
-    regular: dict[Any, Point] = {}
+    """The uncompressed methods first, then PIPO by rising threshold. Raises `UsageError` for a point twice there."""
+    fixed: dict[str, dict[Any, Point]] = {method: {} for method in UNCOMPRESSED}
     swept: dict[Any, Point] = {}
     for summary in summaries:
         methods, threshold = summary["tasks"][task], summary["provenance"]["threshold"]
-        if "regular" in methods:
-            _add(regular, summary["provenance"]["base"], Point("regular", methods["regular"]))
+        for method in UNCOMPRESSED:
+            if method in methods:
+                _add(fixed[method], summary["provenance"]["base"], Point(method, methods[method]))
         if "pipo" in methods:
             _add(swept, threshold, Point(f"τ = {threshold:g}", methods["pipo"], threshold))
-    if len(regular) > 1:
-        raise UsageError("DIR", f"two bases: {', '.join(regular)}", "name runs with one base")
-    return [*regular.values(), *(swept[threshold] for threshold in sorted(swept))]
+    bases = sorted({base for found in fixed.values() for base in found})
+    if len(bases) > 1:
+        raise UsageError("DIR", f"two bases: {', '.join(bases)}", "name runs with one base")
+    uncompressed = [point for found in fixed.values() for point in found.values()]
+    return [*uncompressed, *(swept[threshold] for threshold in sorted(swept))]
 
 
 def samples(folder: Path, settings: dict[str, Any]) -> list[Line]:
     """A run's samples; those of `pipo` carry its threshold."""
-    with (folder / "samples.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) | {"threshold": settings["threshold"]} for line in file]
+    path = folder / "samples.jsonl"
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        raise UsageError(
+            "DIR", f"{folder} holds no finished run ({path.name})", "run pipo eval with it first"
+        ) from None
+    return [parse(f"{path}:{i}", line) | {"threshold": settings["threshold"]} for i, line in enumerate(lines, 1)]
 
 
 def differences(task: str, lines: Sequence[Line]) -> str:
-    """A table of PIPO minus regular on the same questions; empty without a regular run."""
+    """A table of every method minus regular on the same questions; empty without a regular run."""
     here = [line for line in lines if line["task"] == task]
     regular = [line for line in here if line["method"] == "regular"]
+    others = {method: [line for line in here if line["method"] == method] for method in UNCOMPRESSED[1:]}
     swept = [line for line in here if line["method"] == "pipo"]
+    for threshold in sorted({line["threshold"] for line in swept}):
+        others[f"τ = {threshold:g}"] = [line for line in swept if line["threshold"] == threshold]
     rows = []
-    for threshold in sorted({line["threshold"] for line in swept}) if regular else []:
-        mean, interval = paired_difference([line for line in swept if line["threshold"] == threshold], regular)
-        rows.append([f"τ = {threshold:g}", f"{mean:+.1%}", cell(interval, "+.1%")])
-    return table(["PIPO - regular", "avg@k", "95% CI, questions paired"], rows) if rows else ""
+    for label, found in others.items():
+        if found and regular:
+            mean, interval = paired_difference(found, regular)
+            rows.append([label, f"{mean:+.1%}", cell(interval, "+.1%")])
+    return table(["minus regular", "avg@k", "95% CI, questions paired"], rows) if rows else ""
 
 
 def _add(found: dict[Any, Point], name: Any, point: Point) -> None:

@@ -1,27 +1,23 @@
-"""GSM8K from a local file: {"question", "answer"} a line, the answer a worked solution that ends with `#### N`."""
+"""GSM8K: {"question", "answer"} a row, the answer a worked solution that ends with `#### N`."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from pipo.errors import UsageError
 from pipo.tasks import boxed
-from pipo.tasks.chat_jsonl import read_rows, text
 from pipo.tasks.question import Question
+from pipo.tasks.rows import Hub, Row, text
 
+HUB = Hub("openai/gsm8k", config="main")
 score = boxed.score
 CALCULATION = re.compile(r"<<[^<>]*>>")  # the data set's calculator annotations
 
 
-def questions(n: int | None, seed: int, path: Path) -> list[Question]:
-    """The first `n` lines of `path` (None: all). The seed is not used."""
-    found: list[Question] = []
-    for where, row in read_rows(path, n):
-        steps, mark, answer = text(where, row, "answer").rpartition("####")
-        if not mark:
-            raise UsageError(f"{where} answer", "does not end with #### N", "give the file in GSM8K's own form")
-        solution = CALCULATION.sub("", steps).strip()
-        asked = boxed.messages(text(where, row, "question"))
-        found.append(Question(str(len(found)), "gsm8k", None, asked, answer.strip().replace(",", ""), solution))
-    return found
+def question(task: str, index: int, where: str, row: Row) -> Question:
+    steps, mark, answer = text(where, row, "answer").rpartition("####")
+    if not mark:
+        raise UsageError(f"{where} answer", "does not end with #### N", "give the file in GSM8K's own form")
+    asked = boxed.messages(text(where, row, "question"))
+    solution = CALCULATION.sub("", steps).strip()
+    return Question(str(index), task, None, asked, answer.strip().replace(",", ""), solution)

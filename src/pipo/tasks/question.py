@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipo.tasks.code import Suite
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,9 @@ class Question:
     part: str | None  # part of a mixture, None elsewhere
     messages: list[dict[str, str]]
     answer: str  # gold
-    solution: str | None  # worked solution, None where the task has none
+    solution: str | None = None  # worked solution, None where the task has none
     held_out: bool = False  # worded by a template that is never trained on
+    tests: Suite | None = None  # of a program, where the answer is one
 
 
 Score = Callable[[str, Question], tuple[str | None, bool]]

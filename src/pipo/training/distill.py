@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import GenerationConfig, set_seed
 
 from pipo.base import load_tokenizer
 from pipo.data.batch import Collator
 from pipo.data.chat import PromptDataset
 from pipo.errors import UsageError
 from pipo.evals.metrics import repeats
+from pipo.pad_token import id_list
 from pipo.pairing import token2_targets
 from pipo.shipped import resolve
 from pipo.training import divergence
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
 from pipo.training.rollout import Answer, roll_out
 from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint, load_student, note_problems, save, train_arguments
-from pipo.training.teacher import Teacher
+from pipo.training.teacher import Teacher, check_same_tokens
 from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
 
 
@@ -29,10 +32,7 @@ def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     args = train_arguments(recipe)
     checkpoint = last_checkpoint(recipe.output, resume)
     set_seed(args.seed)  # of new adapters
-    tokenizer = load_tokenizer(resolve(recipe.model))
-    if recipe.teacher is not None:
-        check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.teacher)))
-    prompts = note_problems(PromptDataset(recipe.data.train, tokenizer, **recipe.data.model_dump(exclude={"train"})))
+    tokenizer, prompts = prepare(recipe)
     model: Any = load_student(recipe)
     if recipe.lora:
         model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
@@ -41,15 +41,35 @@ def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     save(trainer, tokenizer, recipe)
 
 
-def check_same_tokens(student: Any, teacher: Any) -> None:
-    """The teacher reads the student's ids: every token and the end of a turn must be the same."""
-    if student.get_vocab() != teacher.get_vocab():
-        raise UsageError(
-            "teacher", "its tokenizer is another than the student's", "choose a teacher of the same family"
-        )
-    if student.eos_token_id != teacher.eos_token_id:
-        problem = f"its EOS is {teacher.eos_token!r}, the student's {student.eos_token!r}"
-        raise UsageError("teacher", problem, "give both the same eos_token")
+def prepare(recipe: DistillRecipe) -> tuple[Any, PromptDataset]:
+    """Tokenizer and prompts, once it is sure that rollout, student and teacher agree. Raises `UsageError`."""
+    student = resolve(recipe.model)
+    tokenizer = load_tokenizer(student)
+    check_same_end(tokenizer, student)
+    if recipe.teacher is not None:
+        check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.teacher)))
+    elif was_trained(Path(student)):
+        problem = f"{recipe.model} was trained already: with a new adapter off it is no uncompressed model"
+        raise UsageError("teacher", problem, "name one, or start from what it was trained from, with lora.adapter")
+    data = PromptDataset(recipe.data.train, tokenizer, **recipe.data.model_dump(exclude={"train"}))
+    return tokenizer, note_problems(data)
+
+
+def check_same_end(tokenizer: Any, student: str) -> None:
+    """Decoding must stop where a turn ends in the chat template's text."""
+    try:
+        ends = id_list(GenerationConfig.from_pretrained(student).eos_token_id)
+    except OSError:
+        return  # the tokenizer's alone
+    if ends and tokenizer.eos_token_id not in ends:
+        problem = f"its decoding stops at {ends}, its tokenizer's EOS is {tokenizer.eos_token_id}"
+        raise UsageError("model", problem, "put that into eos_token_id of its generation_config.json")
+
+
+def was_trained(student: Path) -> bool:
+    """Whether a folder says what data it was trained on: then it holds a merged model."""
+    file = student / "provenance.json"
+    return file.is_file() and "data" in json.loads(file.read_text(encoding="utf-8"))
 
 
 def compare_by(section: Divergence) -> divergence.Compare:

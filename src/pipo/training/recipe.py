@@ -116,10 +116,23 @@ class Recipe(Section):
 class SftRecipe(Recipe):
     """`pipo sft`."""
 
-    objective: Literal["pipo", "regular"] = "pipo"
+    objective: Literal["pipo", "regular", "mtp"] = Field(
+        default="pipo",
+        description="regular: the plain base on the same data, order and masking; mtp: an MTP head for the plain base",
+    )
     data: Data
     pads: Pads = Pads()
     loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _of_this_objective(self) -> SftRecipe:
+        if self.objective != "pipo":
+            for name, default in (("pads", Pads()), ("loss", Loss())):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name}: of objective pipo alone, leave it out")
+        if self.objective == "mtp" and self.lora is not None:
+            raise ValueError("lora: objective mtp trains the head alone, the base stays as it is; leave it out")
+        return self
 
 
 class Prompts(Section):
@@ -140,6 +153,13 @@ class Rollout(Section):
     top_k: int = Field(default=20, ge=0)
     presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    tail: float | None = Field(
+        default=2.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="answers that need more than this many times the steps of three quarters of their batch are cut "
+        "there, so that a few long ones do not hold it up; null: none are",
+    )
 
 
 class Divergence(Section):
@@ -230,4 +250,6 @@ def _usage_error(kind: type[Section], error: ValidationError) -> UsageError:
         close = difflib.get_close_matches(str(location[-1]), _fields(kind, location), n=1, cutoff=0.5)
         return UsageError(field, "unknown key", f"did you mean {close[0]!r}?" if close else "remove it")
     problem = first["msg"].removeprefix("Value error, ")
+    if not location:  # of the whole recipe: the message names the field
+        field, _, problem = problem.partition(": ")
     return UsageError(field, problem[0].lower() + problem[1:], "correct the recipe or the override")

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
-from pipo.losses import chunked_head_loss, cross_entropy
+from pipo.losses import LossOutput, chunked_head_loss, cross_entropy
 from pipo.pairing import IGNORE
-
-
-@dataclass
-class LossOutput(ModelOutput):
-    """A loss and the (sum, number) pairs behind what is logged."""
-
-    loss: Tensor | None = None
-    metrics: dict[str, Tensor] | None = None
 
 
 def _forward(

@@ -44,7 +44,10 @@ class Answer:
 def roll_out(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: recipe.Rollout, seed: str
 ) -> list[Answer]:
-    """One answer a prompt, in one batch that rows leave as they end. `seed` and its place decide an answer's draws."""
+    """One answer a prompt, in one batch that rows leave as they end; it ends where the model's own decoding does.
+
+    `seed` and its place decide an answer's draws.
+    """
     pad = model.config.pad_token_id
     ids, mask = left_pad(prompts, pad, model.device)
     seeds = [random.Random(f"{seed}/{row}").getrandbits(63) for row in range(len(prompts))]
@@ -62,9 +65,10 @@ def roll_out(
         repetition_penalty=how.repetition_penalty,
         max_new_tokens=how.max_new_tokens,
         confidence_threshold=how.threshold,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
         pad_token_id=pad,
         generators=[torch.Generator(model.device).manual_seed(one) for one in seeds],
+        tail=how.tail,
         return_dict_in_generate=True,
     )
     model.train(training)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
+from pipo.drafted import DraftedBase, grown_mtp, load_mtp, save_mtp
 from pipo.errors import UsageError
+from pipo.families import has_trained_mtp, text_config
 from pipo.save import save_model
 from pipo.shipped import adapter_of, resolve
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
-from pipo.training.trainer import PairTrainer, StepTrainer, next_token_counts
+from pipo.training.teacher import check_same_tokens
+from pipo.training.trainer import PairTrainer, StepTrainer, draft_counts, next_token_counts
 
 log = logging.getLogger("pipo")
 
@@ -79,9 +84,21 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
     return get_peft_model(model, config)
 
 
+def newest_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint. The trainer's state is written last: one without was torn by a kill."""
+    folders = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
 def last_checkpoint(folder: str, resume: bool) -> str | None:
     """Where to go on. Refuses to train over another run's checkpoints."""
-    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    found = newest_checkpoint(Path(folder))
     if found and not resume:
         raise UsageError("output", f"{folder} holds a run already", "pass --resume to go on, or choose another folder")
     return found
@@ -93,7 +110,8 @@ def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
     checkpoint = last_checkpoint(recipe.output, resume)
     set_seed(args.seed)  # of new adapters
     tokenizer = load_tokenizer(resolve(recipe.model))
-    trainer = (regular_trainer if recipe.objective == "regular" else pair_trainer)(recipe, args, tokenizer)
+    make = {"pipo": pair_trainer, "regular": regular_trainer, "mtp": mtp_trainer}[recipe.objective]
+    trainer = make(recipe, args, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, tokenizer, recipe)
 
@@ -102,18 +120,36 @@ def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) 
     """The uncompressed control: same data, order and masking."""
     from pipo.training.regular import use_chunked_loss
 
-    model: Any = use_chunked_loss(
-        load_base(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
-    )
+    model: Any = use_chunked_loss(plain_base(recipe))
     if recipe.lora:
         model = add_lora(model, recipe.lora, recipe.lora.full or [])
+    return token_trainer(model, recipe, args, tokenizer, next_token_counts)
+
+
+def mtp_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
+    """The MTP head of an uncompressed base that stays as it is: its trained one, or a new one grown from it."""
+    base = plain_base(recipe).eval().requires_grad_(False).to(args.device)
+    source = resolve(recipe.model)
+    head = load_mtp(base, source) if has_trained_mtp(source, text_config(base.config)) else grown_mtp(base)
+    return token_trainer(DraftedBase(base, head), recipe, args, tokenizer, draft_counts)
+
+
+def plain_base(recipe: SftRecipe) -> Any:
+    """The uncompressed model that a recipe starts from, in float32."""
+    return load_base(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
+
+
+def token_trainer(
+    model: Any, recipe: SftRecipe, args: TrainingArguments, tokenizer: Any, count: Callable[[Tensor], Tensor]
+) -> StepTrainer:
+    """For models that read a token at a position."""
     return StepTrainer(
         model=model,
         args=args,
         train_dataset=chats(recipe, recipe.data.train, tokenizer),
         eval_dataset=chats(recipe, recipe.data.eval, tokenizer) if recipe.data.eval else None,
         data_collator=Collator(tokenizer.pad_token_id, recipe.pad_to_multiple_of),
-        count=next_token_counts,
+        count=count,
     )
 
 
@@ -126,6 +162,8 @@ def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
 
 def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """PIPO-SFT (paper sec. 3.2)."""
+    if recipe.loss.teacher is not None:
+        check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.loss.teacher)), "loss.teacher")
     model: Any = load_student(recipe)
     pad, noise = model.config.pad_token_id, model.judges_drafts
     if recipe.lora:
@@ -167,7 +205,7 @@ def note_problems(data: DataT) -> DataT:
 
 
 def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe) -> None:
-    """The trained model, merged, with the adapter beside it."""
+    """The trained model, merged, with the adapter or the MTP head of an uncompressed base beside it."""
     if not trainer.is_world_process_zero():
         return
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -176,4 +214,7 @@ def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe
         model = model.merge_and_unload()
     model.__dict__.pop("forward", None)
     facts = {"base": recipe.model, "data": recipe.data.train, "recipe": recipe.model_dump()}
-    save_model(model, tokenizer, Path(recipe.output), seeds=[trainer.args.seed], **facts)
+    plain = model.base if isinstance(model, DraftedBase) else model
+    save_model(plain, tokenizer, Path(recipe.output), seeds=[trainer.args.seed], **facts)
+    if isinstance(model, DraftedBase):
+        save_mtp(model.mtp, Path(recipe.output))

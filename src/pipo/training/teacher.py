@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipo.base import load_base
+from pipo.errors import UsageError
 from pipo.pairing import pad_mask, token1_targets, token2_targets
 from pipo.shipped import resolve
 from pipo.training.divergence import Compare, acceptance
@@ -48,6 +49,20 @@ def same_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # [C
     return student[:, :width], teacher[:, :width]
 
 
+def check_same_tokens(student: Any, teacher: Any, field: str = "teacher") -> None:
+    """The teacher reads the student's ids: every token but PAD, and the end of a turn, must be the same."""
+    if _vocabulary(student, student.pad_token) != _vocabulary(teacher, student.pad_token):
+        raise UsageError(field, "its tokenizer is another than the student's", "choose a teacher of the same family")
+    if student.eos_token_id != teacher.eos_token_id:
+        problem = f"its EOS is {teacher.eos_token!r}, the student's {student.eos_token!r}"
+        raise UsageError(field, problem, "give both the same eos_token")
+
+
+def _vocabulary(tokenizer: Any, pad: str) -> dict[str, int]:
+    """Ids of all tokens but the student's PAD, which may be a new one that the teacher never reads."""
+    return {token: number for token, number in tokenizer.get_vocab().items() if token != pad}
+
+
 class Teacher:
     """A frozen causal LM that reads the text without its PADs."""
 
@@ -55,9 +70,11 @@ class Teacher:
         self.backbone, self.head, self.compare, self.pad = backbone, head, compare, pad
 
     @classmethod
-    def load(cls, source: str, compare: Compare, pad: int, device: torch.device) -> Teacher:
+    def load(
+        cls, source: str, compare: Compare, pad: int, device: torch.device | str, dtype: str = "float32"
+    ) -> Teacher:
         """`source`: folder, hub id, or `demo-base`."""
-        model: Any = load_base(resolve(source), dtype="float32").eval().requires_grad_(False).to(device)
+        model: Any = load_base(resolve(source), dtype=dtype).eval().requires_grad_(False).to(device)
         return cls(model.base_model, model.get_output_embeddings().weight, compare, pad)
 
     @classmethod
@@ -75,6 +92,7 @@ class Teacher:
         """Drop the PADs, read the text once, and give every position the state of the last real token up to it."""
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         real = mask & ~pad_mask(ids, self.pad)
+        ids = ids.masked_fill(~real, 0)  # PAD may be a token that the teacher does not have
         order = (~real).long().argsort(dim=1, stable=True)  # real tokens first, in order
         clean = self.backbone(
             input_ids=ids.gather(1, order), attention_mask=real.gather(1, order).long(), use_cache=False

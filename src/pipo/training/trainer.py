@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from pipo.data.sampler import LengthBlockSampler
+from pipo.drafted import draft_targets
 from pipo.pairing import IGNORE, token1_targets, token2_targets
 from pipo.training.divergence import labelled
 from pipo.training.recipe import Loss, Weights
@@ -24,6 +25,11 @@ def pair_target_counts(labels: Tensor) -> Tensor:  # [B, T] -> [2]: targets of t
 def next_token_counts(labels: Tensor) -> Tensor:  # [B, T] -> [1]
     """The denominator of a regular language model's loss."""
     return (labels[:, 1:] != IGNORE).sum()[None]
+
+
+def draft_counts(labels: Tensor) -> Tensor:  # [B, T] -> [1]
+    """The denominator of the loss of an uncompressed base's drafts."""
+    return (draft_targets(labels) != IGNORE).sum()[None]
 
 
 class _TellEpoch(TrainerCallback):

@@ -1,0 +1,1 @@
+"""`pipo calibrate`: which threshold, and is the confidence what it says."""
