@@ -1,4 +1,4 @@
-"""The page in a real browser: streaming, tints, τ, keyboard, themes. Screenshots go to $PIPO_SCREENSHOTS if it is set."""
+"""The page in a real browser: streaming, tints, τ, keyboard, themes. $PIPO_SCREENSHOTS is where screenshots go."""
 
 import os
 import shutil
