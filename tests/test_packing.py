@@ -113,6 +113,22 @@ def test_no_example_sees_another(model):
             torch.testing.assert_close(found[-len(expected) :], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_drawn_drafts_are_those_of_the_examples():
+    """A confidence head that sees the drafted token judges the same drafts, drawn by the same noise."""
+    model = tiny.pipo("llama", confidence_inputs="draft")
+    rows = [row | {"draft_noise": torch.rand(len(row["input_ids"]) // 2 - 1).tolist()} for row in EXAMPLES]
+    packed = Packer(PAD, 16)(rows)
+    assert packed["draft_noise"].shape[1] == packed["input_ids"].shape[1] // 2 - 1
+    counts = pair_target_counts(packed["labels"])
+    singles = [Collator(PAD)([row]) for row in rows if len(row["input_ids"]) > 2]
+    assert_same(
+        model,
+        partial(model, **packed, num_items_in_batch=counts),
+        lambda: [model(**single, num_items_in_batch=counts) for single in singles],
+        ("loss", *LOSSES),
+    )
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_5"])
 def test_the_regular_control_too(family):
     model = use_chunked_loss(tiny.base(family))
@@ -154,7 +170,7 @@ def test_wrong_use_is_refused(tmp_path):
         load_recipe(SftRecipe, str(file), [])
 
 
-@pytest.mark.parametrize("objective", ["pipo", "regular"])
+@pytest.mark.parametrize("objective", ["pipo", "regular", "mtp"])
 def test_a_packed_run_is_the_padded_run(tiny_llama, tiny_pipo, tmp_path, objective):
     file = tmp_path / "chat.jsonl"
     with file.open("w") as out:
