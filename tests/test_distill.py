@@ -254,10 +254,10 @@ def test_the_dry_run_says_what_training_does(prompts, tiny_pipo, tiny_llama, tmp
         distill(made)
         assert plan["prompts"] == 8 and plan["left_out"] == 1 and plan["steps"] == len(curve(made.output, 9)) == 9
         assert plan["teacher_parameters"] == (0 if teacher is None else base.num_parameters())
-        assert plan["parameters"] == whole
         if lora is None:
-            assert plan["trained_parameters"] == whole
+            assert plan["parameters"] == plan["trained_parameters"] == whole
     adapted = add_lora(student, Lora(rank=2), NEW_MODULES)
+    assert plan["parameters"] == sum(p.numel() for p in adapted.parameters())
     assert plan["trained_parameters"] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     rows = torch.full((3, plan["longest"]), 5)
     options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "confidence_threshold": 1.0}
