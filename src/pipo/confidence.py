@@ -56,6 +56,11 @@ class ConfidenceHead(nn.Module):
             self.draft.weight.zero_()
 
 
+def probability(logit: Tensor) -> Tensor:  # [...] -> fp32 [...]
+    """That the draft is kept rightly, from what the head says."""
+    return torch.sigmoid(logit.float())
+
+
 @torch.no_grad()
 def draw_drafts(
     hidden: Tensor,  # [N, H] MTP states

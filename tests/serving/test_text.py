@@ -66,7 +66,7 @@ def test_a_stop_string_over_three_tokens():
 
 def test_unfinished_characters_end_as_replacements():
     tokens = TOKENIZER("so 😀", add_special_tokens=False)["input_ids"][:-2]
-    out, texts = stream(tokens)
+    _, texts = stream(tokens)
     assert texts[-1].endswith("\N{REPLACEMENT CHARACTER}")
     assert "".join(texts) == TOKENIZER.decode(tokens)
 
