@@ -52,3 +52,11 @@ def test_methods_of_the_other_engine_are_refused(folder):
     assert result.exit_code == 2 and "transformers" in result.stderr
     result = run("bench", folder, "--methods", "ngram")
     assert result.exit_code == 2 and "ngram" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [(["--methods", "regular,pipo"], "--methods"), (["--threshold", "0.5"], "--threshold")]
+)
+def test_what_an_uncompressed_model_has_not(tiny_llama, options, named):
+    result = run("bench", tiny_llama, "--engine", "vllm", *options)
+    assert result.exit_code == 2 and named in result.stderr and "no PIPO model" in result.stderr
