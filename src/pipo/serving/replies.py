@@ -123,7 +123,7 @@ def speculative_decoding(completion: Completion) -> Json:
     """vLLM's fields, as the plugin fills them: every step counts, so the mean acceptance length is tokens per step."""
     steps, drafted, accepted = completion.steps, completion.drafted, completion.accepted
     return {
-        "mean_acceptance_length": 1 + accepted / steps,
+        "mean_acceptance_length": completion.tokens_per_step,
         "draft_acceptance_rate": completion.acceptance_rate or 0.0,
         "acceptance_histogram": [steps - accepted, accepted],
         "num_spec_steps": steps,
