@@ -19,4 +19,5 @@ arm shift
 arm split pads.scheme=split
 arm dense loss.teacher=demo-base
 
-.venv/bin/python runs/heldout_loss.py "$OUT/heldout.jsonl" "$ARMS"/{shift,split,dense}
+head -120 "$OUT/heldout.jsonl" >"$ARMS/heldout.jsonl"
+.venv/bin/python runs/heldout_loss.py "$ARMS/heldout.jsonl" "$ARMS"/{shift,split,dense}

@@ -93,10 +93,11 @@ def test_a_padded_batch_equals_its_rows(model, side):
 
 @torch.no_grad()
 def test_save_and_load_through_the_auto_classes(model, tmp_path):
+    model.generation_config.confidence_threshold = 0.25
     model.save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), PipoConfig)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(again) is PipoForCausalLM
+    assert type(again) is PipoForCausalLM and again.generation_config.confidence_threshold == 0.25
     assert type(again.config.backbone_config) is type(model.config.backbone_config)
     a, b = model(input_ids=IDS, return_logits=True), again(input_ids=IDS, return_logits=True)
     for name in ("logits", "mtp_logits", "confidence_logits"):  # not bit for bit: kernels depend on memory alignment

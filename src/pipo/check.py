@@ -1,4 +1,4 @@
-"""`pipo check`: the trainer's forward and the local decoder agree on a checkpoint, token for token."""
+"""`pipo check`: the trainer's forward, the local decoder and vLLM agree on a checkpoint, token for token."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from pipo.shortlist import restrict
 THRESHOLDS = (0.0, 0.5, 2.0)
 PROMPT_LENGTHS = (1, 12, 33)
 NEW_TOKENS = 32
+VLLM_PROMPT_LENGTHS = (1, 12, 33, 128, 301)
+VLLM_CHUNK, VLLM_LENGTH = 256, 512
 TIES = {torch.float32: 1e-3}
 """Two tokens whose logits are closer than this are equally right; 0.3 in lower precisions."""
 
@@ -38,10 +40,8 @@ class CheckReport:
 @torch.no_grad()
 def check(source: str, *, dtype: str = "float32", device: str = "cpu") -> CheckReport:
     """Greedy answers of the cached, batched decoder against the argmax of the uncached trainer forward."""
-    engine = LocalEngine.load(source, dtype=dtype, device=device)
-    if not engine.is_pipo:
-        raise UsageError("MODEL", f"{source} is no PIPO model", "convert it first with `pipo convert`")
-    prompts = _prompts(engine)
+    engine = _load(source, dtype, device)
+    prompts = _prompts(engine, PROMPT_LENGTHS)
     compared, wrong, worst = 0, 0, 0.0
     for threshold in THRESHOLDS:
         done = engine.complete(
@@ -53,12 +53,46 @@ def check(source: str, *, dtype: str = "float32", device: str = "cpu") -> CheckR
     return CheckReport(wrong == 0, worst, compared, ["trainer forward", "local decoder (cached, batch of 3)"])
 
 
-def _prompts(engine: LocalEngine) -> list[list[int]]:
+@torch.no_grad()
+def check_vllm(source: str, *, dtype: str = "float32") -> CheckReport:
+    """Greedy answers of vLLM against the local decoder's, token for token: chunked prefill, then cached prefixes.
+
+    Where they part, vLLM's must be as likely as the trainer's argmax, up to a tie.
+    """
+    from pipo.vllm.engine import VllmEngine
+
+    engine = _load(source, dtype, "cpu")
+    served = VllmEngine.load(source, dtype=dtype, max_model_len=VLLM_LENGTH, max_num_batched_tokens=VLLM_CHUNK)
+    try:
+        prompts = _prompts(engine, VLLM_PROMPT_LENGTHS)
+        compared, wrong, worst = 0, 0, 0.0
+        for threshold in THRESHOLDS:
+            asked: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "threshold": threshold, "ignore_eos": True}
+            theirs = served.complete(prompts, sampling=Sampling(temperature=0), **asked)
+            ours = engine.complete(prompts, sampling=Sampling(temperature=0), **asked)
+            for prompt, one, other in zip(prompts, theirs, ours, strict=True):
+                compared += len(one.token_ids)
+                if one.token_ids != other.token_ids:
+                    wrong_here, worst_here = _compare(engine.model, prompt, one)
+                    wrong, worst = wrong + wrong_here, max(worst, worst_here)
+    finally:
+        served.close()
+    return CheckReport(wrong == 0, worst, compared, ["local decoder", "vLLM (batched, chunked prefill, prefix cache)"])
+
+
+def _load(source: str, dtype: str, device: str) -> LocalEngine:
+    engine = LocalEngine.load(source, dtype=dtype, device=device)
+    if not engine.is_pipo:
+        raise UsageError("MODEL", f"{source} is no PIPO model", "convert it first with `pipo convert`")
+    return engine
+
+
+def _prompts(engine: LocalEngine, lengths: Sequence[int]) -> list[list[int]]:
     """Ordinary tokens, drawn with a fixed seed; odd and even lengths."""
     special = {engine.model.config.pad_token_id, *engine.tokenizer.all_special_ids}
     ordinary = [i for i in range(min(len(engine.tokenizer), engine.model.config.vocab_size)) if i not in special]
     draw = torch.Generator().manual_seed(0)
-    return [[ordinary[i] for i in torch.randint(len(ordinary), (n,), generator=draw).tolist()] for n in PROMPT_LENGTHS]
+    return [[ordinary[i] for i in torch.randint(len(ordinary), (n,), generator=draw).tolist()] for n in lengths]
 
 
 def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple[int, float]:
@@ -75,9 +109,8 @@ def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple
     cached1, cached2 = _replay(model, prompt, ids[0, len(even) :].view(-1, 2))
     worst = max(_difference(logits1, cached1, pad), _difference(logits2, cached2, pad))
     wrong = sum(_differs(logits1[i], slot.token1, pad) for i, slot in enumerate(completion.slots))
-    wrong += sum(
-        _differs(logits2[i], slot.draft, pad) for i, slot in enumerate(completion.slots) if slot.draft is not None
-    )
+    drafted = [(i, slot.draft) for i, slot in enumerate(completion.slots) if slot.draft not in (None, pad)]
+    wrong += sum(_differs(logits2[i], draft, pad) for i, draft in drafted if draft is not None)
     confidence = torch.sigmoid(out.confidence_logits[0, start:].float()).tolist()
     wrong += sum(
         abs(confidence[i] - slot.confidence) > TIES.get(logits1.dtype, 0.3)

@@ -82,7 +82,7 @@ def count_answers(files: Sequence[str], tokenizer: Any, vocab_size: int) -> tupl
     """How often answers use each token: of the counted conversations, and of the held-out ones. Raises `UsageError`."""
     counts = torch.zeros(2, vocab_size, dtype=torch.long)
     for i, answer in enumerate(_answers(files, tokenizer)):
-        counts[int(i % HELD_OUT == 0)] += torch.bincount(torch.tensor(answer), minlength=vocab_size)
+        counts[int(i % HELD_OUT == 0)] += torch.bincount(torch.tensor(answer, dtype=torch.long), minlength=vocab_size)
     if not counts.sum(1).all():
         raise UsageError("--data", f"fewer than two conversations in {', '.join(files)}", "see `pipo data FILE`")
     return counts[0], counts[1]

@@ -49,6 +49,11 @@ class ConfidenceHead(nn.Module):
         logit: Tensor = self.fc2(F.silu(inner))
         return logit.squeeze(-1)
 
+    def probability(self, *states: Tensor) -> Tensor:  # as `forward` takes them -> [...]
+        """That the draft is kept rightly, in float32."""
+        logit: Tensor = self(*states)
+        return torch.sigmoid(logit.float())
+
     @torch.no_grad()
     def start(self) -> None:
         """Where training starts: what the draft adds is zero."""

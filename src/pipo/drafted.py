@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipo.errors import UsageError, first_line
 from pipo.families import MTP_FILE, has_trained_mtp, native_name, text_config, trained_mtp
 from pipo.losses import LossOutput, chunked_head_loss, cross_entropy
-from pipo.mtp import MtpHead, norm_like
+from pipo.mtp import MtpHead, head_of
 from pipo.pairing import IGNORE
 
 METHODS = ("mtp", "speculative")
@@ -130,7 +130,7 @@ def grown_mtp(base: Any) -> MtpHead:
 def new_mtp(base: Any) -> MtpHead:
     """A head of the base's shape, precision and device."""
     backbone = base.get_decoder()
-    head: MtpHead = MtpHead(backbone, norm_like(backbone)).to(device=base.device, dtype=base.dtype).eval()
+    head: MtpHead = head_of(backbone).to(device=base.device, dtype=base.dtype).eval()
     return head
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipo import drafted
-from pipo.data.chat import render
+from pipo.data.chat import encode_prompt
 from pipo.decoding.generate import PipoGenerateOutput, generate
 from pipo.decoding.reader import left_pad
 from pipo.drafted import load_mtp
@@ -123,12 +123,7 @@ class LocalEngine:
 
     def encode(self, prompt: str | Sequence[dict[str, Any]], thinking: bool | None = None, **options: Any) -> list[int]:
         """A question or chat messages -> the ids of the templated prompt; `thinking` and `options` as in `render`."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not any(str(message.get("content", "")).strip() for message in messages):
-            raise UsageError("PROMPT", "is empty", "write a question")
-        text = render(self.tokenizer, messages, add_generation_prompt=True, thinking=thinking, **options)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return encode_prompt(self.tokenizer, prompt, thinking=thinking, **options)
 
     def complete(
         self,

@@ -17,7 +17,7 @@ from pipo.confidence import ConfidenceHead, draft_log_probs, draw_drafts
 from pipo.config import PipoConfig
 from pipo.errors import UsageError
 from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
-from pipo.mtp import MtpHead, norm_like
+from pipo.mtp import head_of, norm_like
 from pipo.pairing import IGNORE, check_even, pair_mask, pair_positions, token1_targets, token2_targets
 from pipo.shortlist import check_ids, first_ids
 
@@ -61,7 +61,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         size, norm = config.hidden_size, norm_like(self.backbone)
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.compressor = Compressor(size, config.compressor, config.compressor_residual)
-        self.mtp = MtpHead(self.backbone, norm)
+        self.mtp = head_of(self.backbone)
         self.confidence_head = ConfidenceHead(size, norm(2 * size), config.confidence_inputs)
         self.register_buffer("draft_ids", first_ids(config.draft_vocab_size, config.vocab_size, config.pad_token_id))
         self.post_init()
@@ -218,6 +218,14 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         from pipo.decoding.generate import generate
 
         return generate(self, inputs, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers', but the confidence threshold can be read back.
+
+        Of a generation config made from a model's config, transformers reads its own fields only.
+        """
+        self.generation_config._from_model_config = False
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_base(cls, base: Any, compressor: str = "mlp", **kwargs: Any) -> PipoForCausalLM:

@@ -28,6 +28,12 @@ def norm_like(backbone: Any) -> Callable[[int], nn.Module]:
     return lambda width: type(backbone.norm)(width, eps=getattr(backbone.config, "rms_norm_eps", 1e-6))
 
 
+def head_of(backbone: Any) -> MtpHead:
+    """A new head for a transformers backbone, of its own classes."""
+    config = mtp_config(backbone.config)
+    return MtpHead(config, type(backbone)(config), norm_like(backbone))
+
+
 class MtpHead(nn.Module):
     """Fuses [norm(e(token 1)); norm(h)], then one decoder layer and a final norm of the backbone's own classes.
 
@@ -35,15 +41,19 @@ class MtpHead(nn.Module):
     states it reads. Entry i of its cache depends on token 1 of pair i+1 alone, so a rejected draft leaves no trace.
     """
 
-    def __init__(self, backbone: Any, norm: Any) -> None:  # norm: size -> module of the backbone's kind
+    def __init__(
+        self,
+        config: PreTrainedConfig,  # of one layer, see `mtp_config`
+        decoder: Any,  # the backbone's class made from it: brings masks, rotary embedding, cache handling, final norm
+        norm: Callable[[int], nn.Module],  # size -> module of the backbone's kind
+    ) -> None:
         super().__init__()
-        self.config = mtp_config(backbone.config)
-        size = self.config.hidden_size
+        self.config = config
+        size = config.hidden_size
         self.pre_fc_norm_embedding = norm(size)
         self.pre_fc_norm_hidden = norm(size)
         self.fc = nn.Linear(2 * size, size, bias=False)
-        # A one-layer instance of the backbone's class brings masks, rotary embedding, cache handling and final norm.
-        self.decoder = type(backbone)(self.config)
+        self.decoder = decoder
         self.decoder.embed_tokens = None
 
     def forward(
@@ -52,8 +62,12 @@ class MtpHead(nn.Module):
         token1: Tensor,  # [B, L, H] embedding of the first token of the next pair
         **kwargs: Any,  # attention_mask [B, L'], position_ids [B, L], past_key_values
     ) -> Tensor:  # [B, L, H]
-        fused = self.fc(torch.cat([self.pre_fc_norm_embedding(token1), self.pre_fc_norm_hidden(hidden)], dim=-1))
-        out: Tensor = self.decoder(inputs_embeds=fused, **kwargs).last_hidden_state
+        out: Tensor = self.decoder(inputs_embeds=self.fuse(hidden, token1), **kwargs).last_hidden_state
+        return out
+
+    def fuse(self, hidden: Tensor, token1: Tensor) -> Tensor:  # [..., H], [..., H] -> [..., H]
+        """What the decoder layer reads."""
+        out: Tensor = self.fc(torch.cat([self.pre_fc_norm_embedding(token1), self.pre_fc_norm_hidden(hidden)], dim=-1))
         return out
 
     @torch.no_grad()

@@ -114,6 +114,13 @@ def accepts_none(threshold: float) -> bool:
     return threshold > 1.0
 
 
-def accept(confidence: Tensor, threshold: float) -> Tensor:  # [B] -> bool [B]
+def accept(confidence: Tensor, threshold: float | Tensor) -> Tensor:  # [B], one threshold or [B] -> bool [B]
     """The acceptance rule (paper sec. 3): confidence >= threshold, compared in float32."""
-    return confidence.float() >= torch.tensor(threshold, dtype=torch.float32, device=confidence.device)
+    return confidence.float() >= torch.as_tensor(threshold, dtype=torch.float32, device=confidence.device)
+
+
+def check_force_acceptance(value: float) -> float:
+    """The share of drafts that a seeded coin keeps, in measurements of speed."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise UsageError("force_acceptance", f"{value!r} is no share", "use a number from 0 to 1")
+    return float(value)

@@ -75,6 +75,10 @@ def _build_stock(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+BUILD = b"2"
+"""Changes when the same assets have to be built anew."""
+
+
 def resolve(source: str) -> str:
     """`demo` and `demo-base` -> their folders, built on first use; anything else stays as it is."""
     if source not in SHIPPED or Path(source).exists():

@@ -61,6 +61,8 @@ def bench(
     from pipo.bench.run import BenchOptions
     from pipo.bench.run import bench as measure
 
+    if engine is not Engine.local:
+        raise typer.BadParameter(f"{engine.value} cannot be measured; use local", param_hint="--engine")
     if threshold is not None and force_acceptance is not None:
         raise typer.BadParameter("goes without --threshold", param_hint="--force-acceptance")
     wanted = BenchOptions(

@@ -17,10 +17,15 @@ def check(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare the trainer's forward with the decoder, token for token. Exits with 1 where they differ."""
+    """Compare the trainer's forward with the decoder, or the decoder with vLLM. Exits with 1 where they differ."""
     from pipo.check import check as compare
+    from pipo.check import check_vllm
 
-    report = compare(model, dtype=dtype.value, device=options.pick_device(device))
+    if engine is Engine.vllm:
+        options.no_device(device)
+        report = check_vllm(model, dtype=dtype.value)
+    else:
+        report = compare(model, dtype=dtype.value, device=options.pick_device(device))
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:

@@ -23,6 +23,7 @@ class Engine(StrEnum):
     """What decodes."""
 
     local = "local"
+    vllm = "vllm"
 
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, GGUF file, demo or demo-base.")]
@@ -70,6 +71,14 @@ def load_engine(model: str, dtype: Dtype, device: str, threshold: float | None) 
     if threshold is not None and not engine.is_pipo:
         raise UsageError("--threshold", f"{model} is no PIPO model", "leave it out")
     return engine
+
+
+def no_device(name: str) -> None:
+    """vLLM has chosen its device when it was built. Raises `UsageError`."""
+    from pipo.errors import UsageError
+
+    if name != "auto":
+        raise UsageError("--device", f"{name!r} cannot be chosen with --engine vllm", "leave it out")
 
 
 def pick_device(name: str) -> str:

@@ -25,7 +25,8 @@ def shortlist(
     """Give a model's drafts a shortlist: the tokens that answers use most. A step then reads less of the LM head.
 
     Special tokens and ends of answers are always in it. Prints what each size covers of the held-out answers and what
-    the bytes of a step allow at best; a list that does not pay is not written.
+    the bytes of a step allow at best; a list that does not pay is not written. Count what the model will be asked for:
+    on other text more of its drafts would lie outside.
     """
     from pipo.choose_shortlist import shortlist as choose
 

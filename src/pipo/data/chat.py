@@ -128,6 +128,16 @@ def render(
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
 
 
+def encode_prompt(tokenizer: Any, prompt: str | Sequence[dict[str, Any]], **options: Any) -> list[int]:
+    """A question or chat messages -> the ids of the templated prompt; `options` as in `render`. Raises `UsageError`."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not any(str(message.get("content", "")).strip() for message in messages):
+        raise UsageError("PROMPT", "is empty", "write a question")
+    text = render(tokenizer, messages, add_generation_prompt=True, **options)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
     """The answer through its end-of-turn token, and what the template puts after that."""
     end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.utils import ModelOutput
 
 from pipo.decoding.attention import fast_attention
@@ -23,7 +29,7 @@ from pipo.decoding.speculative import SpeculativeLoop
 from pipo.drafted import DraftedBase
 from pipo.errors import UsageError
 from pipo.mtp import MtpHead
-from pipo.pairing import Slot, check_threshold, to_pairs
+from pipo.pairing import Slot, check_force_acceptance, check_threshold, to_pairs
 
 DEFAULT_THRESHOLD = 0.95
 """The paper's, for models that store none."""
@@ -102,7 +108,8 @@ def generate(
         mask = rest.get("attention_mask")
         prompts = _prompts(model, input_ids, mask)
         if presence_penalty:
-            logits_processor.insert(0, PresencePenalty(presence_penalty, input_ids.shape[1]))
+            after = int(bool(logits_processor) and isinstance(logits_processor[0], RepetitionPenaltyLogitsProcessor))
+            logits_processor.insert(after, PresencePenalty(presence_penalty, input_ids.shape[1]))  # as in vLLM
         loop = _loop(
             drafted or model,
             verified,
@@ -178,9 +185,7 @@ def _policy(
         field = "force_acceptance" if threshold is None else "confidence_threshold"
         raise UsageError(field, "the model is no PIPO model", "leave it out")
     if force is not None:
-        if not 0 <= force <= 1:
-            raise UsageError("force_acceptance", f"{force!r} is no share", "use a number from 0 to 1")
-        return Coin(force, generators=generators)
+        return Coin(check_force_acceptance(force), generators=generators)
     if not is_pipo:
         return None
     if threshold is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -139,7 +140,6 @@ class PairReader:
         self.pad: int = model.config.pad_token_id
         self.cache = make_cache(model.backbone.config)
         self.mtp_cache = make_cache(model.mtp.config)
-        self.shortlist = Shortlist.of(model)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:  # -> [B, H]
         """Prompts are padded to whole pairs at their end, the batch at its left."""
@@ -192,6 +192,11 @@ class PairReader:
         out: Tensor = self.model.lm_head(hidden)
         out[:, self.pad] = float("-inf")
         return out
+
+    @cached_property
+    def shortlist(self) -> Shortlist | None:
+        """Copied with the first draft."""
+        return Shortlist.of(self.model)
 
     def draft_logits(self, states: Tensor) -> Tensor:  # [B, H] -> [B, V]
         """The same for MTP states; a shortlist holds no PAD."""

@@ -1,0 +1,135 @@
+"""vLLM behind the interface of `pipo.engine.LocalEngine`: prompts in, completions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipo.data.chat import encode_prompt
+from pipo.engine import Completion, Sampling
+from pipo.errors import UsageError
+from pipo.pairing import Slot
+from pipo.shipped import resolve
+from pipo.vllm.plugin import check_version
+from pipo.vllm.requests import DETAILED, FORCE, THRESHOLD
+
+SETTINGS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a process that has used torch's threads must not be forked
+}
+"""Of vLLM's environment, where the user has not set them."""
+KV_BYTES = 256 << 20
+
+
+class VllmEngine:
+    """A model in a vLLM engine of its own. `close` ends its processes."""
+
+    def __init__(self, llm: Any, folder: str) -> None:
+        self.llm, self.folder = llm, folder
+        self.tokenizer = llm.get_tokenizer()
+        self.config = llm.llm_engine.vllm_config.model_config.hf_config
+        self.is_pipo = self.config.model_type == "pipo"
+        self.statistics: list[Any] = []  # vLLM's, of every request of the last batch; None without speculation
+
+    @classmethod
+    def load(cls, source: str, *, dtype: str = "auto", **settings: Any) -> VllmEngine:
+        """`source`: folder, hub id, `demo` or `demo-base`. `settings` are of `vllm.LLM`. Raises `UsageError`."""
+        check_version()
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        folder = resolve(source)
+        if Path(folder).exists() and not Path(folder, "config.json").is_file():
+            raise UsageError("model", f"{source} is no model folder", "vLLM reads Hugging Face folders")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        if dtype == "auto" and current_platform.is_cpu():
+            dtype = "bfloat16"
+        settings = {"kv_cache_memory_bytes": KV_BYTES, "disable_log_stats": False} | settings
+        return cls(LLM(folder, dtype=dtype, **settings), folder)
+
+    def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
+        """A question or chat messages -> the ids of the templated prompt."""
+        return encode_prompt(self.tokenizer, prompt)
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        sampling: Sampling,
+        max_new_tokens: int,
+        threshold: float | None = None,
+        force_acceptance: float | None = None,
+        seeds: Sequence[int] | None = None,
+        ignore_eos: bool = False,
+        arrived: float | None = None,
+    ) -> list[Completion]:
+        """Decode a batch. vLLM does not say which drafts were rejected: PAD stands for them in the slots.
+
+        Times are vLLM's own, from a request's arrival in its front end; `arrived` is not used.
+        """
+        from vllm import SamplingParams
+
+        extra: dict[str, Any] = {DETAILED: True} if self.is_pipo else {}
+        if threshold is not None:
+            extra[THRESHOLD] = threshold
+        if force_acceptance is not None:
+            extra[FORCE] = force_acceptance
+        params = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                presence_penalty=sampling.presence_penalty,
+                repetition_penalty=sampling.repetition_penalty,
+                max_tokens=max_new_tokens,
+                seed=None if seeds is None else seeds[row],
+                ignore_eos=ignore_eos,
+                extra_args=extra,
+            )
+            for row in range(len(prompts))
+        ]
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self.llm.generate(asked, params, use_tqdm=False)
+        self.statistics = [out.outputs[0].spec_decode_metrics for out in outputs]
+        return [self._completion(out) for out in outputs]
+
+    def _completion(self, out: Any) -> Completion:
+        answer, times = out.outputs[0], out.metrics
+        tokens = list(answer.token_ids)
+        slots = self._slots(tokens, answer.spec_decode_metrics)
+        later = len(tokens) - len(slots[0].tokens)
+        return Completion(
+            token_ids=tokens,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=len(out.prompt_token_ids),
+            slots=slots,
+            ttft_ms=1000 * times.first_token_latency,
+            tpot_ms=1000 * (times.last_token_ts - times.first_token_ts) / later if later else None,
+        )
+
+    def _slots(self, tokens: list[int], statistics: Any) -> list[Slot]:
+        """Who came with whom, by the statistics of the request."""
+        if not self.is_pipo:
+            return [Slot(token) for token in tokens]
+        left, slots = iter(tokens), []
+        for drafted, accepted in zip(statistics.per_step_drafted, statistics.per_step_accepted, strict=True):
+            token1 = next(left)
+            draft = next(left) if accepted else self.config.pad_token_id if drafted else None
+            slots.append(Slot(token1, draft, None, bool(accepted)))
+        return slots
+
+    def kv_bytes_per_token(self) -> float:
+        """The cache's bytes, of all ranks, by the tokens that vLLM says it holds."""
+        config = self.llm.llm_engine.vllm_config
+        cache = config.cache_config
+        bytes_ = cache.kv_cache_memory_bytes * config.parallel_config.tensor_parallel_size
+        return float(bytes_ / (cache.num_gpu_blocks * cache.block_size))
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        self.llm.llm_engine.engine_core.shutdown()
