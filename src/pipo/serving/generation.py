@@ -49,16 +49,16 @@ class Rules:
     top_logprobs: int | None = None
 
     def sampler(self, prompt_length: int, number: int, device: Any) -> Sampler:
-        """Of the request's answer `number`. Bias and penalties, then temperature, top-k, top-p, min-p."""
+        """Of the request's answer `number`. Bias, repetition, other penalties, temperature, top-k, top-p, min-p."""
         processors = LogitsProcessorList()
         if self.logit_bias:
             processors.append(SequenceBiasLogitsProcessor({(token,): bias for token, bias in self.logit_bias}))
+        if self.repetition_penalty != 1:
+            processors.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.presence_penalty:
             processors.append(PresencePenalty(self.presence_penalty, prompt_length))
         if self.frequency_penalty:
             processors.append(FrequencyPenalty(self.frequency_penalty, prompt_length))
-        if self.repetition_penalty != 1:
-            processors.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.temperature < GREEDY_BELOW:
             return Sampler(processors, do_sample=False)
         if self.temperature != 1:
