@@ -24,6 +24,15 @@ def tiny_llama(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def unsure(tmp_path_factory):
+    """A PIPO model's folder whose confidences spread over (0, 1)."""
+    folder = tmp_path_factory.mktemp("unsure")
+    tiny.pipo("llama").save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_drafted(tmp_path_factory):
     """An uncompressed model's folder with an MTP head beside it."""
     from pipo.drafted import save_mtp

@@ -28,8 +28,7 @@ def llama():
 
 
 def prompts():
-    draw = torch.Generator().manual_seed(1)
-    return [torch.randint(3, tiny.VOCAB, (n,), generator=draw).tolist() for n in LENGTHS]
+    return tiny.prompts(LENGTHS)
 
 
 def decode(model, rows, **kwargs):

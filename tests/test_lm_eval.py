@@ -43,17 +43,9 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipo")
-    tiny.pipo("llama").save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def models(folder):
+def models(unsure):
     """In pairs, and every token alone."""
-    return {threshold: PipoLM(folder, threshold=threshold, device="cpu", batch_size=3) for threshold in (0.0, 2.0)}
+    return {threshold: PipoLM(unsure, threshold=threshold, device="cpu", batch_size=3) for threshold in (0.0, 2.0)}
 
 
 def ask(*arguments):
@@ -131,31 +123,31 @@ def test_answers_end_before_their_stop_strings(models):
     assert free.startswith(cut) and stop not in cut and len(cut) < len(free)
 
 
-def test_drawn_answers_depend_on_the_seed(folder):
+def test_drawn_answers_depend_on_the_seed(unsure):
     drawn = {"do_sample": True, "temperature": 1.0, "top_k": 50, "max_gen_toks": 8}
-    first, again, other = (PipoLM(folder, device="cpu", seed=seed) for seed in (1, 1, 2))
+    first, again, other = (PipoLM(unsure, device="cpu", seed=seed) for seed in (1, 1, 2))
     texts = [model.generate_until([ask("what", drawn), ask("what", drawn)]) for model in (first, again, other)]
     assert texts[0] == texts[1] != texts[2] and texts[0][0] != texts[0][1]
 
 
-def test_options_that_do_not_work_are_refused(models, folder, tiny_llama):
+def test_options_that_do_not_work_are_refused(models, unsure, tiny_llama):
     with pytest.raises(UsageError, match="gen_kwargs num_beams"):
         models[0.0].generate_until([ask("what", {"num_beams": 4})])
     with pytest.raises(UsageError, match="--model_args parallelize"):
-        PipoLM(folder, parallelize=True)
+        PipoLM(unsure, parallelize=True)
     with pytest.raises(UsageError, match="no PIPO model; use --model hf"):
         PipoLM(tiny_llama, device="cpu")
     with pytest.raises(UsageError, match="--batch_size: 'auto'"):
-        PipoLM(folder, batch_size="auto")
+        PipoLM(unsure, batch_size="auto")
 
 
-def test_the_harness_command_line(folder, tmp_path):
+def test_the_harness_command_line(unsure, tmp_path):
     data = tmp_path / "data.jsonl"
     rows = [{"question": f"what is {i}", "answer": str(i)} for i in range(3)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, task in (("generate", GENERATE), ("choose", CHOOSE)):
         (tmp_path / f"{name}.yaml").write_text(task.replace("DATA", str(data)))
-    words = ["run", "--model", "pipo", "--model_args", f"pretrained={folder},threshold=0.5", "--device", "cpu"]
+    words = ["run", "--model", "pipo", "--model_args", f"pretrained={unsure},threshold=0.5", "--device", "cpu"]
     words += ["--tasks", "tiny_generate,tiny_choose", "--include_path", str(tmp_path), "--apply_chat_template"]
     words += ["--output_path", str(tmp_path / "out"), "--batch_size", "2"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -82,6 +83,12 @@ def tokenizer() -> Any:
         pad_token="<|pad|>",
         chat_template=TEMPLATE,
     )
+
+
+def prompts(lengths: Iterable[int]) -> list[list[int]]:
+    """Ordinary tokens, the same in every test."""
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randint(3, VOCAB, (n,), generator=draw).tolist() for n in lengths]
 
 
 def pipo(family: str, **changes: Any) -> Any:

@@ -74,7 +74,6 @@ def from_base(
     adopt(pipo, model)
     start_heads(pipo, native_mtp(source, backbone_config))
     pipo.generation_config = model.generation_config
-    pipo.generation_config._from_model_config = False  # else a stored threshold is not read back
     pipo.generation_config.pad_token_id = pad
     pipo.generation_config.eos_token_id = without(model.generation_config.eos_token_id, pad)
     return pipo.eval()

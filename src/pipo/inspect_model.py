@@ -49,7 +49,7 @@ def inspect_model(source: str) -> dict[str, Any]:
             "pipo": TOKENS * pipo_kv if is_pipo else None,
             "ratio": pipo_kv / base_kv if is_pipo else None,
         },
-        "confidence_threshold": _threshold(source) if is_pipo else None,
+        "confidence_threshold": stored_threshold(source) if is_pipo else None,
         "pad_token_id": config.pad_token_id,
         "pad_token": _pad_token(source, config.pad_token_id),
         "base_model": config.base_model if is_pipo else None,
@@ -90,7 +90,8 @@ def kv_bytes_per_token(backbone: Any, dtype: torch.dtype) -> tuple[float, float]
     return float(layers * layer), (layers + 1) * layer / 2
 
 
-def _threshold(source: str) -> float | None:
+def stored_threshold(source: str) -> float | None:
+    """The confidence threshold that a folder or hub id stores, None where it stores none."""
     try:
         value: float | None = getattr(GenerationConfig.from_pretrained(source), "confidence_threshold", None)
     except OSError:

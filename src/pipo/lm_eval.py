@@ -18,6 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from pipo.data.chat import render
+from pipo.decoding.reader import position_limit
 from pipo.engine import LocalEngine, Sampling, batches, pick_device
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE, accepts_none, check_threshold, pad_to_even, token1_targets, token2_targets
@@ -68,8 +69,7 @@ class PipoLM(TemplateLM):
     @property
     def max_length(self) -> int:
         """Tokens that the model's positions hold: two each, or one where every token is alone."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**20)
-        return int(positions) * (1 if self.alone else 2)
+        return (position_limit(self.model) or 2**20) * (1 if self.alone else 2)
 
     @property
     def tokenizer_name(self) -> str:

@@ -19,6 +19,9 @@ from pipo.errors import UsageError
 IGNORE = -100
 """Label of a position that is no target."""
 
+DEFAULT_THRESHOLD = 0.95
+"""The paper's, for models that store none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -107,6 +110,11 @@ def check_threshold(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise UsageError("confidence_threshold", f"{value!r} is no finite number >= 0", "0 accepts all, above 1 none")
     return float(value)
+
+
+def chosen_threshold(given: float | None, stored: float | None) -> float:
+    """The caller's, else the model's own, else the paper's. Raises `UsageError` for one that cannot be."""
+    return check_threshold(next((value for value in (given, stored) if value is not None), DEFAULT_THRESHOLD))
 
 
 def accepts_none(threshold: float) -> bool:

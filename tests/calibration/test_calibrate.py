@@ -30,15 +30,6 @@ PAD = 2
 
 
 @pytest.fixture(scope="module")
-def unsure(tmp_path_factory):
-    """A PIPO model's folder whose confidences spread over (0, 1)."""
-    folder = tmp_path_factory.mktemp("unsure")
-    tiny.pipo("llama").save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def task(tmp_path_factory):
     path = tmp_path_factory.mktemp("task") / "sums.jsonl"
     questions = ["1 + 1", "What is the answer to 2 + 3, and how so?", "user " * 9 + "4 - 1?", "so?"]

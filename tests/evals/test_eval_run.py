@@ -38,15 +38,6 @@ def task(tmp_path):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def unsure(tmp_path_factory):
-    """A PIPO model's folder whose confidences lie on both sides of the threshold."""
-    folder = tmp_path_factory.mktemp("unsure")
-    tiny.pipo("llama").save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def options(tiny_llama, unsure, task, tmp_path):
     budget = Budget("tokens", 12)

@@ -24,15 +24,13 @@ from transformers.utils import ModelOutput
 from pipo.decoding.attention import fast_attention
 from pipo.decoding.drafted import DraftedReader, VerifyingReader
 from pipo.decoding.loop import Coin, Loop, Row, Threshold, make_reader
+from pipo.decoding.reader import position_limit
 from pipo.decoding.sampling import PresencePenalty, Sampler
 from pipo.decoding.speculative import SpeculativeLoop
 from pipo.drafted import DraftedBase
 from pipo.errors import UsageError
 from pipo.mtp import MtpHead
-from pipo.pairing import Slot, check_force_acceptance, check_threshold, to_pairs
-
-DEFAULT_THRESHOLD = 0.95
-"""The paper's, for models that store none."""
+from pipo.pairing import Slot, check_force_acceptance, chosen_threshold, to_pairs
 
 REFUSED = {
     "num_beams": 1,
@@ -123,7 +121,7 @@ def generate(
         rows = _rows(input_ids, generation_config.max_length, generation_config.pad_token_id)
         for row, prompt in zip(rows, prompts, strict=True):
             _limit(row, drafted or model, verified, prompt)
-        with fast_attention(*_attention_configs(drafted or model)):
+        with fast_attention(*attention_configs(drafted or model)):
             loop.run(prompts, rows)
         if streamer is not None:
             streamer.end()
@@ -188,9 +186,7 @@ def _policy(
         return Coin(check_force_acceptance(force), generators=generators)
     if not is_pipo:
         return None
-    if threshold is None:
-        threshold = getattr(model.generation_config, "confidence_threshold", None)
-    return Threshold(check_threshold(DEFAULT_THRESHOLD if threshold is None else threshold))
+    return Threshold(chosen_threshold(threshold, getattr(model.generation_config, "confidence_threshold", None)))
 
 
 def _prompts(model: Any, input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
@@ -224,7 +220,7 @@ def _rows(input_ids: Tensor, max_length: int, pad: int | None) -> list[Row]:
 
 def _limit(row: Row, model: Any, verified: bool, prompt: Sequence[int]) -> None:
     """End `row` where the model's positions are used up. Raises `UsageError` if the prompt uses them up."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = position_limit(model)
     if limit is None:
         return
     read = len(to_pairs(prompt, 0)) if model.config.model_type == "pipo" else len(prompt)
@@ -239,7 +235,8 @@ def _limit(row: Row, model: Any, verified: bool, prompt: Sequence[int]) -> None:
         row.max_steps = (limit - read) // 2 + 1
 
 
-def _attention_configs(model: Any) -> list[Any]:
+def attention_configs(model: Any) -> list[Any]:
+    """Of the decoders that decoding runs, as `fast_attention` takes them."""
     if isinstance(model, DraftedBase) or model.config.model_type == "pipo":
         return [model.backbone.config, model.mtp.config]
     return [model.get_decoder().config]

@@ -23,6 +23,12 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
     return ids, (torch.arange(width, device=device)[None] >= width - lengths[:, None]).long()
 
 
+def position_limit(model: Any) -> int | None:
+    """Positions that the model has: pairs of a PIPO model, tokens of any other. None where it does not say."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 class _Positions:
     """Mask and rotary positions of a left-padded batch; both None (the model's own default) where nothing is padded."""
 

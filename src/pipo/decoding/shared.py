@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from pipo.decoding.cache import unjoinable
 from pipo.decoding.loop import Loop, Row, make_reader
+from pipo.decoding.reader import position_limit
 from pipo.decoding.sampling import Sampler
 from pipo.pairing import Slot, accept, accepts_none
 
@@ -70,8 +71,7 @@ class _OwnThresholds:
     drafts: bool = True  # the MTP layer runs, whatever the thresholds
 
     def __call__(self, confidence: Tensor, rows: Sequence[int]) -> Tensor:  # [B], their rows -> bool [B]
-        thresholds = [self.loop.members[row].threshold for row in rows]
-        return torch.cat([accept(c, t) for c, t in zip(confidence.split(1), thresholds, strict=True)])
+        return accept(confidence, torch.tensor([self.loop.members[row].threshold for row in rows]))
 
 
 class SharedLoop(Loop):
@@ -88,7 +88,7 @@ class SharedLoop(Loop):
         self.model = model
         self.members: list[Member] = []
         self._last: Tensor | None = None  # [B, width], what the next step reads
-        self.positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.positions = position_limit(model)
 
     @staticmethod
     def unsupported(model: Any) -> str | None:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from pipo import drafted
 from pipo.decoding.drafted import check_rolls_back
-from pipo.decoding.generate import DEFAULT_THRESHOLD
 from pipo.engine import LocalEngine
 from pipo.errors import UsageError, first_line
 from pipo.evals.options import METHODS, EvalOptions
 from pipo.families import MTP_FILE, text_config
-from pipo.pairing import check_threshold
+from pipo.inspect_model import stored_threshold
+from pipo.pairing import chosen_threshold
 from pipo.shipped import resolve
 
 
@@ -125,10 +125,4 @@ def _base(options: EvalOptions, config: Any) -> tuple[str, Any]:
 
 
 def _threshold(options: EvalOptions, path: str) -> float:
-    if options.threshold is not None:
-        return options.threshold
-    try:
-        stored = getattr(GenerationConfig.from_pretrained(path), "confidence_threshold", None)
-    except OSError:
-        stored = None
-    return check_threshold(DEFAULT_THRESHOLD if stored is None else stored)
+    return chosen_threshold(options.threshold, stored_threshold(path))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipo.decoding.attention import fast_attention
-from pipo.decoding.generate import _attention_configs
+from pipo.decoding.generate import attention_configs
 from pipo.decoding.shared import SharedLoop
 from pipo.errors import UsageError, first_line
 from pipo.serving.generation import Generation
@@ -93,7 +93,7 @@ class Scheduler:
     @torch.no_grad()
     def _work(self) -> None:
         loop = SharedLoop(self.model)
-        with fast_attention(*_attention_configs(self.model)):
+        with fast_attention(*attention_configs(self.model)):
             while self._wait():
                 if len(self._running) < self.max_num_seqs and self._waiting:
                     self._admit(loop)

@@ -13,11 +13,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from pipo.decoding.generate import DEFAULT_THRESHOLD
 from pipo.decoding.loop import make_reader
+from pipo.decoding.reader import position_limit
 from pipo.engine import LocalEngine
 from pipo.errors import UsageError, first_line
 from pipo.pad_token import id_list
+from pipo.pairing import chosen_threshold
 from pipo.serving.generation import Generation, Rules, Update
 from pipo.serving.protocol import ChatRequest, CompletionRequest, SamplingFields
 from pipo.serving.scheduler import Scheduler
@@ -86,8 +87,7 @@ class Service:
         self.engine, self.scheduler, self.name = engine, scheduler, name
         self.created = int(time.time())
         config = engine.model.generation_config
-        stored = getattr(config, "confidence_threshold", None)
-        self.threshold = threshold if threshold is not None else DEFAULT_THRESHOLD if stored is None else stored
+        self.threshold = chosen_threshold(threshold, getattr(config, "confidence_threshold", None))
         self.defaults = {
             field: neutral if getattr(config, field, None) is None else getattr(config, field)
             for field, neutral in NEUTRAL.items()
@@ -218,7 +218,7 @@ class Service:
 
 def model_length(model: Any, wanted: int | None) -> int:
     """Tokens of prompt and answer that a model takes: `wanted`, else what its positions hold. Raises `UsageError`."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = position_limit(model)
     limit = None if positions is None else positions * make_reader(model).width
     if wanted is None and limit is None:
         raise UsageError("--max-model-len", "the model states no length", "name one")

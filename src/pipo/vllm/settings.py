@@ -10,9 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-from pipo.decoding.generate import DEFAULT_THRESHOLD
 from pipo.errors import UsageError
-from pipo.pairing import check_threshold
+from pipo.pairing import chosen_threshold
 from pipo.vllm.plugin import HYBRID_ARCHITECTURE
 
 log = logging.getLogger("vllm.pipo")
@@ -64,7 +63,7 @@ class PairSettings(VerifyAndUpdateConfig):
 def default_threshold(model_config: Any) -> float:
     """The server's (`--override-generation-config`), else the model's, else the paper's."""
     stored = model_config.try_get_generation_config() | (model_config.override_generation_config or {})
-    return check_threshold(stored.get("confidence_threshold", DEFAULT_THRESHOLD))
+    return chosen_threshold(None, stored.get("confidence_threshold"))
 
 
 def _refuse(config: VllmConfig) -> None:
