@@ -167,10 +167,11 @@ def test_options_change_what_is_drawn(client, engine):
     assert biased.choices[0].message.content == "j" * 8
 
 
-def test_penalties_follow_each_other_as_in_the_engine(client, engine):
-    reply = ask(client, 40, presence_penalty=1.5, extra_body={"repetition_penalty": 1.5})
-    sampling = Sampling(temperature=0, presence_penalty=1.5, repetition_penalty=1.5)
-    assert reply.choices[0].message.content == expected(engine, engine.encode(MESSAGES), 40, sampling=sampling).text
+@pytest.mark.parametrize("repetition", [0.5, 3.0])
+def test_penalties_follow_each_other_as_in_the_engine(client, engine, repetition):
+    reply = ask(client, 60, presence_penalty=2.0, extra_body={"repetition_penalty": repetition})
+    sampling = Sampling(temperature=0, presence_penalty=2.0, repetition_penalty=repetition)
+    assert reply.choices[0].message.content == expected(engine, engine.encode(MESSAGES), 60, sampling=sampling).text
 
 
 def test_the_repetition_penalty_is_the_engines(client, engine):
