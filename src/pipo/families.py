@@ -9,9 +9,9 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from pipo.errors import UsageError
+from pipo.errors import UsageError, first_line
 
 NATIVE_MTP = "mtp."
 """Prefix of a checkpoint's own MTP tensors."""
@@ -26,6 +26,14 @@ HAS_MTP = {
     "qwen3_5_text": True,
 }
 """Backbone model type -> does the family ship a trained MTP head?"""
+
+
+def load_config(field: str, path: str) -> Any:
+    """The config of a folder or hub id. Raises `UsageError` that names `field`."""
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(field, f"cannot load {path} ({first_line(error)})", "name a folder or hub id") from None
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 BASE = "The model of all but `pipo`. Default: MODEL's own backbone, uncompressed, with its own MTP head."
 METHODS = (
-    "Which of regular, mtp, speculative, pipo, transformers (the base under transformers' own generate). "
+    "Which of regular, mtp, speculative, pipo, transformers (the base under transformers' own generate); in vLLM: "
+    "regular, pipo, ngram (the base under vLLM's own speculation). "
     "Default: regular,pipo, or regular where MODEL is uncompressed."
 )
 FORCED = "Keep this share of the drafts of `pipo` and `speculative` by a seeded coin, instead of judging them."
@@ -61,10 +62,10 @@ def bench(
     from pipo.bench.run import BenchOptions
     from pipo.bench.run import bench as measure
 
-    if engine is not Engine.local:
-        raise typer.BadParameter(f"{engine.value} cannot be measured; use local", param_hint="--engine")
     if threshold is not None and force_acceptance is not None:
         raise typer.BadParameter("goes without --threshold", param_hint="--force-acceptance")
+    if engine is Engine.vllm:
+        options.no_device(device)
     wanted = BenchOptions(
         model=model,
         base=base,
@@ -76,7 +77,8 @@ def bench(
         force_acceptance=force_acceptance,
         trials=trials,
         dtype=dtype.value,
-        device=options.pick_device(device),
+        device="cpu" if engine is Engine.vllm else options.pick_device(device),
+        engine=engine.value,
         seed=seed,
     )
     result = _measure(measure, wanted)

@@ -18,6 +18,8 @@ def plot(result: dict[str, Any], file: str) -> None:
         ratios = [r for r in result["ratios"] if (r["method"], r["concurrency"]) == (method, concurrency)]
         lengths = [ratio["prompt_length"] for ratio in ratios]
         for name, style in (("ttft_speedup", "o-"), ("tpot_speedup", "s-"), ("tpot_speedup_limit", ":")):
+            if name not in ratios[0]:
+                continue
             label = f"{method}, {name.replace('_', ' ')}, concurrency {concurrency}"
             axes.plot(lengths, [ratio[name] for ratio in ratios], style, label=label)
     axes.axhline(1, color="grey", linewidth=0.8)

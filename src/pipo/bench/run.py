@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -21,12 +21,17 @@ from pipo.errors import UsageError
 from pipo.mtp import MtpHead
 from pipo.provenance import hardware
 
-METHODS = ("regular", "mtp", "speculative", "pipo", "transformers")
+METHODS = {
+    "local": ("regular", "mtp", "speculative", "pipo", "transformers"),
+    "vllm": ("regular", "pipo", "ngram"),
+}
+"""Of each engine, what it can be measured with."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured. `transformers` is the base under transformers' own `generate`, as a reference.
+    """What is measured. `transformers` is the base under transformers' own `generate`, `ngram` the base with vLLM's own
+    speculative decoding by n-grams of the prompt: references.
 
     `methods` None: regular and, for a PIPO model, pipo. Without `base` the model's own backbone decodes uncompressed,
     with the model's MTP head, which was not trained for that: right for speed, not for acceptance.
@@ -41,13 +46,14 @@ class BenchOptions:
     threshold: float | None = None
     force_acceptance: float | None = None
     trials: int = 3
+    engine: str = "local"
     dtype: str = "auto"
     device: str = "cpu"
     seed: int = 0
 
 
 @dataclass
-class _Trial:
+class Trial:
     """One measured decode of a batch."""
 
     ttft_ms: float
@@ -61,13 +67,13 @@ class _Trial:
 
 
 @dataclass
-class _Cell:
+class Cell:
     """One line of the table: a method at a prompt length and a concurrency."""
 
     method: str
     prompt_length: int
     concurrency: int
-    trials: list[_Trial] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
 
     def row(self, new_tokens: int) -> dict[str, Any]:
         def median(name: str) -> float:
@@ -88,6 +94,106 @@ class _Cell:
         }
 
 
+class Bed(Protocol):
+    """The models of a run, loaded, in one engine."""
+
+    dtype: str
+    methods: Sequence[str]
+
+    def measure(self, cell: Cell, trial: int) -> Trial:
+        """Decode once."""
+
+    def limit(self, regular: dict[str, Any], row: dict[str, Any]) -> dict[str, float]:
+        """What the bytes that a step reads allow, from regular's row and another method's, where this can be said."""
+
+    def close(self) -> None:
+        """Give back what was taken."""
+
+
+def bench(options: BenchOptions, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Medians over trials, methods interleaved. Raises `UsageError`."""
+    valid = METHODS[options.engine]
+    for method in options.methods or ():
+        if method not in valid:
+            raise UsageError("--methods", f"{method!r} cannot be measured", f"choose from {', '.join(valid)}")
+    bed = _bed(options)
+    try:
+        rows, ratios = _fill(bed, options, progress)
+    finally:
+        bed.close()
+    return {
+        "hardware": hardware(),
+        "model": options.model,
+        "base": options.base or "own backbone",
+        "dtype": bed.dtype,
+        "rows": rows,
+        "ratios": ratios,
+    }
+
+
+def _bed(options: BenchOptions) -> Bed:
+    if options.engine == "vllm":
+        from pipo.bench.vllm import VllmBed
+
+        return VllmBed(options)
+    return LocalBed(options)
+
+
+def _fill(bed: Bed, options: BenchOptions, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
+    rows, ratios = [], []
+    for length in options.prompt_lengths:
+        for concurrency in options.concurrency:
+            cells = [Cell(method, length, concurrency) for method in bed.methods]
+            for trial in range(options.trials + 1):
+                for cell in cells:
+                    progress(f"{cell.method}, {length} tokens, concurrency {concurrency}, trial {trial}")
+                    result = bed.measure(cell, trial)
+                    if trial:  # the first warms up
+                        cell.trials.append(result)
+            rows += [cell.row(options.new_tokens) for cell in cells]
+            ratios += _ratios(rows[-len(cells) :], bed)
+    return rows, ratios
+
+
+def pick_methods(options: BenchOptions, is_pipo: bool) -> Sequence[str]:
+    """What is asked for, or the default. Raises `UsageError` for what only a PIPO model has."""
+    methods = options.methods or (("regular", "pipo") if is_pipo else ("regular",))
+    if not is_pipo and "pipo" in methods:
+        others = [method for method in METHODS[options.engine] if method != "pipo"]
+        raise UsageError("--methods", f"{options.model} is no PIPO model", f"choose from {', '.join(others)}")
+    if not is_pipo and options.threshold is not None:
+        raise UsageError("--threshold", f"{options.model} is no PIPO model", "leave it out")
+    return methods
+
+
+def random_prompts(cell: Cell, seed: int, vocabulary: int, pad: int) -> list[list[int]]:
+    """Of a trial: the same for every method. PAD is not in them."""
+    draw = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(vocabulary, (cell.concurrency, cell.prompt_length), generator=draw)
+    prompts[prompts == pad] = (pad + 1) % vocabulary
+    ids: list[list[int]] = prompts.tolist()
+    return ids
+
+
+class LocalBed:
+    """pipo's own decoder."""
+
+    def __init__(self, options: BenchOptions) -> None:
+        engine = LocalEngine.load(options.model, dtype=options.dtype, device=options.device)
+        self.options, self.dtype = options, str(engine.model.dtype).removeprefix("torch.")
+        self.methods = pick_methods(options, engine.is_pipo)
+        self.parts = _parts(options, self.methods, engine)
+
+    def measure(self, cell: Cell, trial: int) -> Trial:
+        return _measure(self.parts, cell, self.options, trial)
+
+    def limit(self, regular: dict[str, Any], row: dict[str, Any]) -> dict[str, float]:
+        return {"tpot_speedup_limit": _limit(regular, row, self.parts)}
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class _Parts:
     """What the methods decode with. `mtp` is the base's head, None where no method needs one."""
@@ -106,40 +212,6 @@ class _Parts:
         if method == "speculative":
             return {"mtp": self.mtp, "verified": True, "force_acceptance": options.force_acceptance}
         return {"mtp": self.mtp} if method == "mtp" else {}
-
-
-def bench(options: BenchOptions, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Medians over trials, methods interleaved. Raises `UsageError`."""
-    for method in options.methods or ():
-        if method not in METHODS:
-            raise UsageError("--methods", f"{method!r} cannot be measured", f"choose from {', '.join(METHODS)}")
-    engine = LocalEngine.load(options.model, dtype=options.dtype, device=options.device)
-    methods = options.methods or (("regular", "pipo") if engine.is_pipo else ("regular",))
-    if not engine.is_pipo and "pipo" in methods:
-        raise UsageError("--methods", f"{options.model} is no PIPO model", "use regular, mtp or speculative")
-    if not engine.is_pipo and options.threshold is not None:
-        raise UsageError("--threshold", f"{options.model} is no PIPO model", "leave it out")
-    parts = _parts(options, methods, engine)
-    rows, ratios = [], []
-    for length in options.prompt_lengths:
-        for concurrency in options.concurrency:
-            cells = [_Cell(method, length, concurrency) for method in methods]
-            for trial in range(options.trials + 1):
-                for cell in cells:
-                    progress(f"{cell.method}, {length} tokens, concurrency {concurrency}, trial {trial}")
-                    result = _measure(parts, cell, options, trial)
-                    if trial:  # the first warms up
-                        cell.trials.append(result)
-            rows += [cell.row(options.new_tokens) for cell in cells]
-            ratios += _ratios(rows[-len(cells) :], parts)
-    return {
-        "hardware": hardware(),
-        "model": options.model,
-        "base": options.base or "own backbone",
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
-        "rows": rows,
-        "ratios": ratios,
-    }
 
 
 def _parts(options: BenchOptions, methods: Sequence[str], engine: LocalEngine) -> _Parts:
@@ -168,14 +240,11 @@ def own_backbone(model: Any) -> Any:
     return plain.eval()
 
 
-def _measure(parts: _Parts, cell: _Cell, options: BenchOptions, trial: int) -> _Trial:
+def _measure(parts: _Parts, cell: Cell, options: BenchOptions, trial: int) -> Trial:
     model = parts.model(cell.method)
-    draw = torch.Generator().manual_seed(options.seed + trial)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
     pad = model.generation_config.pad_token_id or 0
-    prompts = torch.randint(vocabulary, (cell.concurrency, cell.prompt_length), generator=draw)
-    prompts[prompts == pad] = (pad + 1) % vocabulary
-    ids, mask = left_pad(prompts.tolist(), pad, model.device)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids, mask = left_pad(random_prompts(cell, options.seed + trial, vocabulary, pad), pad, model.device)
     common: dict[str, Any] = {
         "max_new_tokens": options.new_tokens,
         "do_sample": False,
@@ -190,7 +259,7 @@ def _measure(parts: _Parts, cell: _Cell, options: BenchOptions, trial: int) -> _
     tokens = [sum(len(slot.tokens) for slot in slots) for slots in out.slots]
     later = sum(tokens) - sum(len(slots[0].tokens) for slots in out.slots)
     loop_s = out.finished_at - out.first_slot_at
-    return _Trial(
+    return Trial(
         ttft_ms=1000 * (out.first_slot_at - start),
         tpot_ms=1000 * loop_s * cell.concurrency / max(later, 1),
         tokens_per_second=sum(tokens) / (out.finished_at - start),
@@ -215,7 +284,7 @@ class _FirstToken:
         pass
 
 
-def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dict[str, Any], start: float) -> _Trial:
+def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dict[str, Any], start: float) -> Trial:
     clock = _FirstToken()
     out = model.generate(
         input_ids=ids,
@@ -230,7 +299,7 @@ def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dic
     cached = sum(
         layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers if hasattr(layer, "keys")
     )
-    return _Trial(
+    return Trial(
         ttft_ms=1000 * (first - start) if clock.times else float("nan"),
         tpot_ms=1000 * (end - first) / max(new - 1, 1),
         tokens_per_second=new * len(ids) / (end - start),
@@ -240,21 +309,21 @@ def _transformers(model: Any, ids: torch.Tensor, mask: torch.Tensor, common: dic
     )
 
 
-def _ratios(rows: list[dict[str, Any]], parts: _Parts) -> list[dict[str, Any]]:
+def _ratios(rows: list[dict[str, Any]], bed: Bed) -> list[dict[str, Any]]:
     """Regular decoding / every other method of this engine."""
     regular = next((row for row in rows if row["method"] == "regular"), None)
     others = [row for row in rows if row["method"] not in ("regular", "transformers")]
-    return [] if regular is None else [_ratio(regular, row, parts) for row in others]
+    return [] if regular is None else [_ratio(regular, row, bed) for row in others]
 
 
-def _ratio(regular: dict[str, Any], row: dict[str, Any], parts: _Parts) -> dict[str, Any]:
+def _ratio(regular: dict[str, Any], row: dict[str, Any], bed: Bed) -> dict[str, Any]:
     return {
         "method": row["method"],
         "prompt_length": row["prompt_length"],
         "concurrency": row["concurrency"],
         "ttft_speedup": regular["ttft_ms"] / row["ttft_ms"],
         "tpot_speedup": regular["tpot_ms"] / row["tpot_ms"],
-        "tpot_speedup_limit": _limit(regular, row, parts),
+        **bed.limit(regular, row),
         "throughput_speedup": row["tokens_per_second"] / regular["tokens_per_second"],
         "kv_ratio": row["kv_bytes_per_token"] / regular["kv_bytes_per_token"],
     }

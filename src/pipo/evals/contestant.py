@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from pipo import drafted
 from pipo.decoding.drafted import check_rolls_back
 from pipo.engine import LocalEngine
-from pipo.errors import UsageError, first_line
+from pipo.errors import UsageError
 from pipo.evals.options import METHODS, EvalOptions
-from pipo.families import MTP_FILE, text_config
+from pipo.families import MTP_FILE, load_config, text_config
 from pipo.inspect_model import stored_threshold
 from pipo.pairing import chosen_threshold
 from pipo.shipped import resolve
@@ -102,12 +100,7 @@ def _check_drafts(method: str, name: str, config: Any) -> None:
 
 def _config(field: str, path: str) -> Any:
     """The model's config; None for a GGUF file. Raises `UsageError` that names `field`."""
-    if path.endswith(".gguf"):
-        return None
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(field, f"cannot load {path} ({first_line(error)})", "name a folder or hub id") from None
+    return None if path.endswith(".gguf") else load_config(field, path)
 
 
 def _base(options: EvalOptions, config: Any) -> tuple[str, Any]:

@@ -24,6 +24,14 @@ SETTINGS = {
 KV_BYTES = 256 << 20
 
 
+def find_folder(source: str) -> str:
+    """The folder or hub id that vLLM reads. Raises `UsageError` for another file or folder."""
+    folder = resolve(source)
+    if Path(folder).exists() and not Path(folder, "config.json").is_file():
+        raise UsageError("model", f"{source} is no model folder", "vLLM reads Hugging Face folders")
+    return folder
+
+
 class VllmEngine:
     """A model in a vLLM engine of its own. `close` ends its processes."""
 
@@ -40,9 +48,7 @@ class VllmEngine:
         check_version()
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        folder = resolve(source)
-        if Path(folder).exists() and not Path(folder, "config.json").is_file():
-            raise UsageError("model", f"{source} is no model folder", "vLLM reads Hugging Face folders")
+        folder = find_folder(source)
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -51,9 +57,9 @@ class VllmEngine:
         settings = {"kv_cache_memory_bytes": KV_BYTES, "disable_log_stats": False} | settings
         return cls(LLM(folder, dtype=dtype, **settings), folder)
 
-    def encode(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
-        """A question or chat messages -> the ids of the templated prompt."""
-        return encode_prompt(self.tokenizer, prompt)
+    def encode(self, prompt: str | Sequence[dict[str, Any]], thinking: bool | None = None, **options: Any) -> list[int]:
+        """A question or chat messages -> the ids of the templated prompt; `thinking` and `options` as in `render`."""
+        return encode_prompt(self.tokenizer, prompt, thinking=thinking, **options)
 
     def complete(
         self,

@@ -15,8 +15,6 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, i
 
 from pipo.compressor import Compressor
 from pipo.confidence import ConfidenceHead
-from pipo.config import PipoConfig
-from pipo.errors import UsageError
 from pipo.mtp import MtpHead, mtp_config
 from pipo.vllm.pair_kv import convert_layers
 from pipo.vllm.settings import backbone_architecture
@@ -39,7 +37,6 @@ class ServedPipo(nn.Module):
         config = model_config.hf_config
         names = [backbone_architecture(model_config)]
         self.config, self.pad = config, config.pad_token_id
-        check_supported(config)
         self.backbone = init_vllm_registered_model(
             vllm_config, prefix="backbone", hf_config=config.backbone_config, architectures=names
         )
@@ -124,12 +121,3 @@ class ServedHybridPipo(ServedPipo, HasInnerState, IsHybrid):
 def pair_positions(positions: Tensor) -> Tensor:  # [N] of tokens, or [3, N] -> [N / 2] of pairs, or [3, N / 2]
     """Rotary positions count pairs."""
     return positions[..., ::2] // 2
-
-
-def check_supported(config: PipoConfig) -> None:
-    """Raises `UsageError` for what the local decoder alone can do."""
-    if config.confidence_inputs != "states":
-        problem = f"confidence_inputs {config.confidence_inputs!r} does not run in vLLM"
-        raise UsageError("confidence_inputs", problem, "use the local decoder")
-    if config.draft_vocab_size is not None:
-        raise UsageError("draft_vocab_size", "a shortlist does not run in vLLM", "serve the model without it")

@@ -96,6 +96,11 @@ def _refuse(config: VllmConfig) -> None:
     for name, given in unsupported.items():
         if given:
             raise UsageError(name, "is not supported for PIPO models in vLLM", "leave it out")
+    for name, plain in (("confidence_inputs", "states"), ("draft_vocab_size", None)):
+        value = getattr(model.hf_config, name)
+        if value != plain:
+            problem = f"a model with {value!r} is not supported in vLLM"
+            raise UsageError(name, problem, "serve it with --engine transformers")
     for name, tokens in (
         ("max_num_batched_tokens", scheduler.max_num_batched_tokens),
         ("max_num_scheduled_tokens", scheduler.max_num_scheduled_tokens or 0),
