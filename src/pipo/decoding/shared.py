@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from pipo.decoding.cache import unjoinable
 from pipo.decoding.loop import Loop, Row, make_reader
 from pipo.decoding.reader import position_limit
-from pipo.decoding.sampling import Sampler
+from pipo.decoding.sampling import NOTHING, Sampler
 from pipo.pairing import Slot, accept, accepts_none
 
 
@@ -52,9 +53,10 @@ class Member(Row):
         """The next token, by this sequence's sampler and history."""
         logprobs = None if self.top_logprobs is None else torch.log_softmax(logits[0].float(), dim=-1)
         token = self.sampler(logits, [self.history], [0])
-        if logprobs is not None:
+        if logprobs is not None and int(token) != NOTHING:
             best = logprobs.topk(self.top_logprobs or 0)
-            top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            top = [(other, value) for other, value in pairs if math.isfinite(value)]  # a shortlist's are few
             self._drawn.append(TokenLogprob(int(token), float(logprobs[token]), top))
         return token
 

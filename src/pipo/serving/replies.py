@@ -120,13 +120,13 @@ def metrics(answers: Answers, is_pipo: bool) -> Json | None:
 
 
 def speculative_decoding(completion: Completion) -> Json:
-    """vLLM's fields. A speculative step is one whose draft was compared with the threshold."""
-    drafted, accepted = completion.drafted, completion.accepted
+    """vLLM's fields, as the plugin fills them: every step counts, so the mean acceptance length is tokens per step."""
+    steps, drafted, accepted = completion.steps, completion.drafted, completion.accepted
     return {
-        "mean_acceptance_length": 1 + accepted / drafted if drafted else None,
-        "draft_acceptance_rate": completion.acceptance_rate,
-        "acceptance_histogram": [drafted - accepted, accepted],
-        "num_spec_steps": drafted,
+        "mean_acceptance_length": completion.tokens_per_step,
+        "draft_acceptance_rate": completion.acceptance_rate or 0.0,
+        "acceptance_histogram": [steps - accepted, accepted],
+        "num_spec_steps": steps,
         "num_accepted_draft_tokens": accepted,
         "num_draft_tokens": drafted,
         "num_spec_tokens": 1,

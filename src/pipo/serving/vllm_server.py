@@ -20,23 +20,15 @@ from pipo.shipped import resolve
 
 SERVER = "vllm.entrypoints.openai.api_server"
 MIDDLEWARE = "pipo.serving.vllm_server.PipoFields"
-THRESHOLD = "PIPO_CONFIDENCE_THRESHOLD"
-"""Environment variable that carries the server's threshold to the middleware."""
 FIELD = "confidence_threshold"
 ROUTES = ("/v1/chat/completions", "/v1/completions")
 
 
-def replace_process(model: str, *, threshold: float | None, api_key: str | None, **options: Any) -> NoReturn:
+def replace_process(model: str, *, api_key: str | None, **options: Any) -> NoReturn:
     """Become vLLM's server. Signals and the exit code are its own from here on."""
-    os.environ |= environment(threshold, api_key)
-    sys.stdout.flush()
+    if api_key is not None:
+        os.environ["VLLM_API_KEY"] = api_key  # no argument, since everyone on the machine can read those
     os.execv(sys.executable, [sys.executable, "-m", SERVER, *arguments(resolve(model), **options)])
-
-
-def environment(threshold: float | None, api_key: str | None) -> dict[str, str]:
-    """The key is no argument, since everyone on the machine can read those."""
-    threshold_ = {} if threshold is None else {THRESHOLD: repr(threshold)}
-    return threshold_ | ({} if api_key is None else {"VLLM_API_KEY": api_key})
 
 
 def arguments(
@@ -45,6 +37,7 @@ def arguments(
     name: str,
     host: str,
     port: int,
+    threshold: float | None,
     max_model_len: int | None,
     max_num_seqs: int,
     tensor_parallel_size: int,
@@ -58,6 +51,7 @@ def arguments(
         "--served-model-name": name,
         "--host": host,
         "--port": port,
+        "--override-generation-config": None if threshold is None else json.dumps({FIELD: threshold}),
         "--max-model-len": max_model_len,
         "--max-num-seqs": max_num_seqs,
         "--tensor-parallel-size": tensor_parallel_size,
@@ -74,8 +68,6 @@ class PipoFields:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        default = os.environ.get(THRESHOLD)
-        self.threshold = None if default is None else float(default)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == "/" and scope["method"] == "GET":
@@ -90,7 +82,7 @@ class PipoFields:
 
         body = await _read(receive)
         try:
-            body = json.dumps(with_threshold(json.loads(body), self.threshold)).encode()
+            body = json.dumps(for_plugin(json.loads(body))).encode()
         except UsageError as error:
             reply = {"error": {"message": str(error), "type": "BadRequestError", "param": error.field, "code": 400}}
             await JSONResponse(reply, 400)(scope, receive, send)
@@ -102,19 +94,17 @@ class PipoFields:
         await self.app({**scope, "headers": headers}, _replay(body, receive), send)
 
 
-def with_threshold(request: Any, default: float | None) -> Any:
+def for_plugin(request: Any) -> Any:
     """The request as the plugin understands it. Raises `UsageError` for a bad threshold or what does not work here."""
     if not isinstance(request, Mapping):
         return request
     options = request.get("stream_options")
     if isinstance(options, Mapping) and options.get("include_drafts"):
         raise UsageError("stream_options.include_drafts", "is not supported by vLLM", "use --engine transformers")
-    threshold = request.get(FIELD)
-    threshold = default if threshold is None else check_threshold(threshold)
     rest = {key: value for key, value in request.items() if key != FIELD}
-    if threshold is None:
+    if request.get(FIELD) is None:
         return rest
-    return rest | {"vllm_xargs": {FIELD: threshold} | (rest.get("vllm_xargs") or {})}
+    return rest | {"vllm_xargs": (rest.get("vllm_xargs") or {}) | {FIELD: check_threshold(request[FIELD])}}
 
 
 async def _read(receive: Receive) -> bytes:
