@@ -20,11 +20,12 @@ from pipo.data.batch import Collator
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE, Slot
 from pipo.training import recipe as recipes
+from pipo.training.checkpoint import last_checkpoint
 from pipo.training.distill import DistillTrainer, distill
-from pipo.training.estimate import estimate_distill
+from pipo.training.estimate import estimate
 from pipo.training.recipe import DistillRecipe, Lora
 from pipo.training.rollout import Answer, roll_out
-from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint
+from pipo.training.sft import NEW_MODULES, add_lora
 from pipo.training.teacher import Teacher
 
 PAD = 2
@@ -168,6 +169,7 @@ def test_a_checkpoint_that_a_kill_tore_is_passed_over(tmp_path):
     for step, state in ((2, "{}"), (10, "{}"), (12, '{"global')):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        (tmp_path / f"checkpoint-{step}" / "rng_state.pth").touch()
     (tmp_path / "checkpoint-14").mkdir()
     assert last_checkpoint(str(tmp_path), resume=True) == str(tmp_path / "checkpoint-10")
     with pytest.raises(UsageError, match="--resume"):
@@ -247,15 +249,15 @@ def test_the_dry_run_says_what_training_does(prompts, tiny_pipo, tiny_llama, tmp
     whole = sum(p.numel() for p in student.parameters())
     for teacher, lora in ((tiny_llama, None), (None, {"rank": 2})):
         made = recipe(tiny_pipo, prompts, tmp_path / str(teacher is None), teacher=teacher, lora=lora, trainer=trainer)
-        plan = estimate_distill(made)
+        plan = estimate(made)
         assert not Path(made.output).exists()
         distill(made)
         assert plan["prompts"] == 8 and plan["left_out"] == 1 and plan["steps"] == len(curve(made.output, 9)) == 9
         assert plan["teacher_parameters"] == (0 if teacher is None else base.num_parameters())
-        assert plan["parameters"] == whole
         if lora is None:
-            assert plan["trained_parameters"] == whole
+            assert plan["parameters"] == plan["trained_parameters"] == whole
     adapted = add_lora(student, Lora(rank=2), NEW_MODULES)
+    assert plan["parameters"] == sum(p.numel() for p in adapted.parameters())
     assert plan["trained_parameters"] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     rows = torch.full((3, plan["longest"]), 5)
     options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "confidence_threshold": 1.0}

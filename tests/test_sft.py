@@ -18,6 +18,7 @@ from pipo import PipoForCausalLM
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, tokenize_chat
 from pipo.errors import UsageError
+from pipo.families import DELTA_NET, LORA_TARGETS
 from pipo.pairing import IGNORE
 from pipo.training.divergence import labelled
 from pipo.training.recipe import SftRecipe, load_recipe
@@ -192,6 +193,24 @@ def test_lora_writes_a_merged_folder_with_the_adapter_beside_it(data, tiny_pipo,
     assert {"compressor.mlp.0.weight", "mtp.fc.weight", "confidence_head.fc1.weight"} <= changed
     assert "backbone.embed_tokens.weight" not in changed
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_lora_reaches_every_linear_layer_of_a_hybrid(data, tmp_path):
+    """DeltaNet's projections too; a recipe may name fewer."""
+    tiny.pipo("qwen3_5").save_pretrained(tmp_path / "start")
+    tiny.tokenizer().save_pretrained(tmp_path / "start")
+    before = PipoForCausalLM.from_pretrained(tmp_path / "start").state_dict()
+    layers = {name for name in before if name.startswith("backbone.layers.") and "proj" in name}
+    assert {f"backbone.layers.0.linear_attn.{name}.weight" for name in DELTA_NET} < layers
+    for number, targets in enumerate((None, ["in_proj_qkv", "q_proj"])):
+        sft(recipe(str(tmp_path / "start"), data, tmp_path / str(number), lora={"rank": 2, "targets": targets}))
+        after = PipoForCausalLM.from_pretrained(tmp_path / str(number)).state_dict()
+        changed = {name for name in layers if not torch.equal(before[name], after[name])}
+        assert changed == {name for name in layers if targets is None or name.split(".")[-2] in targets}
+        adapter = json.loads((tmp_path / str(number) / "adapter" / "adapter_config.json").read_text())
+        assert set(adapter["target_modules"]) == set(targets or LORA_TARGETS["qwen3_5_text"])
+    with pytest.raises(UsageError, match="lora"):
+        sft(recipe(str(tmp_path / "start"), data, tmp_path / "none", lora={"rank": 2, "targets": ["nothing"]}))
 
 
 def test_a_trained_adapter_is_gone_on_from(data, tiny_pipo, tmp_path):

@@ -17,6 +17,7 @@ from pipo.errors import UsageError, first_line
 from pipo.families import MTP_FILE, has_trained_mtp, native_name, text_config, trained_mtp
 from pipo.losses import LossOutput, chunked_head_loss, cross_entropy
 from pipo.mtp import MtpHead, head_of
+from pipo.packed import packed_inputs
 from pipo.pairing import IGNORE
 
 METHODS = ("mtp", "speculative")
@@ -71,13 +72,24 @@ class DraftedBase(nn.Module):
         """1: without a confidence head every draft counts as sure."""
         return torch.ones(len(hidden), device=hidden.device)
 
-    def states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # [B, T] x 2 -> [B, T-2, H]
+    def states(
+        self,
+        input_ids: Tensor,  # [B, T]
+        attention_mask: Tensor | None = None,  # [B, T]
+        position_ids: Tensor | None = None,  # [1, T], of a packed row: each example's from 0
+    ) -> Tensor:  # [B, T-2, H]
         """MTP states of a teacher-forced pass. Gradients stop at the base's states."""
-        kwargs = {"attention_mask": attention_mask, "use_cache": False}
+
+        def read(decoder: Any) -> dict[str, Any]:
+            places = (
+                {"attention_mask": attention_mask} if position_ids is None else packed_inputs(decoder, position_ids)
+            )
+            return {"use_cache": False, **places}
+
         with torch.no_grad():
-            hidden = self.backbone(input_ids=input_ids, **kwargs).last_hidden_state
+            hidden = self.backbone(input_ids=input_ids, **read(self.backbone)).last_hidden_state
             known = self.embed(input_ids.roll(-1, dims=1))  # what the last state reads is wrong, and never used
-        out: Tensor = self.mtp(hidden, known, **kwargs)
+        out: Tensor = self.mtp(hidden, known, **read(self.mtp.decoder))
         return out[:, :-2]
 
     def forward(
@@ -85,13 +97,14 @@ class DraftedBase(nn.Module):
         input_ids: Tensor,  # [B, T]
         labels: Tensor,  # [B, T], not shifted, IGNORE where no target
         attention_mask: Tensor | None = None,  # [B, T]
+        position_ids: Tensor | None = None,  # [1, T], see `states`
         num_items_in_batch: Tensor | None = None,  # [1] targets in the optimizer step
         **_: Any,
     ) -> LossOutput:
         """The loss of the drafts, over `num_items_in_batch` where given."""
         targets = draft_targets(labels)
         valid = targets != IGNORE
-        states = self.states(input_ids, attention_mask)
+        states = self.states(input_ids, attention_mask, position_ids)
         total, _probability = chunked_head_loss(cross_entropy, states[valid], self.lm_head.weight, [targets[valid]])
         count = valid.sum() if num_items_in_batch is None else num_items_in_batch[0]
         return LossOutput(

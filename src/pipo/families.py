@@ -27,6 +27,21 @@ HAS_MTP = {
 }
 """Backbone model type -> does the family ship a trained MTP head?"""
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+DELTA_NET = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
+
+LORA_TARGETS = {
+    "llama": [*ATTENTION, *MLP],
+    "qwen2": [*ATTENTION, *MLP],
+    "qwen3": [*ATTENTION, *MLP],
+    "qwen3_5_text": [*ATTENTION, *DELTA_NET, *MLP],  # three of four layers have DeltaNet in place of attention
+}
+"""Backbone model type -> names of all linear layers inside its decoder layers."""
+
+RECURRENT = ("Qwen3_5GatedDeltaNet",)
+"""Classes of layers that carry a state from one position to the next."""
+
 
 def load_config(field: str, path: str) -> Any:
     """The config of a folder or hub id. Raises `UsageError` that names `field`."""

@@ -18,7 +18,16 @@ from pipo.config import PipoConfig
 from pipo.errors import UsageError
 from pipo.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
 from pipo.mtp import head_of, norm_like
-from pipo.pairing import IGNORE, check_even, pair_mask, pair_positions, token1_targets, token2_targets
+from pipo.packed import packed_inputs
+from pipo.pairing import (
+    IGNORE,
+    check_even,
+    packed_pair_positions,
+    pair_mask,
+    pair_positions,
+    token1_targets,
+    token2_targets,
+)
 from pipo.shortlist import check_ids, first_ids
 
 
@@ -118,6 +127,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,  # [B, T], T even
         attention_mask: Tensor | None = None,  # [B, T]
         labels: Tensor | None = None,  # [B, T], not shifted, IGNORE where no target
+        position_ids: Tensor | None = None,  # [1, T], of a packed row: each example's from 0
         return_logits: bool = False,
         num_items_in_batch: Tensor | None = None,  # [2] targets of backbone and MTP head in the optimizer step
         teacher: Any = None,  # pipo.training.teacher.TeacherStates
@@ -126,6 +136,9 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         **_: Any,
     ) -> PipoOutput:
         """Teacher-forced pass over whole pairs (paper sec. 3.2). Losses divide by `num_items_in_batch` where given.
+
+        A packed row (`pipo.data.packing`) holds several examples of whole pairs. What its labels at an example's first
+        pair are is not looked at: the packer makes them no targets.
 
         A confidence head that sees the drafted token judges `drafts`. Without them it judges the second tokens that
         were read, and with labels tokens drawn from the MTP head by `draft_noise` (default: torch's generator): a
@@ -137,14 +150,12 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         every target keeps its gradient, and the list can be chosen, changed or dropped after training.
         """
         check_even(input_ids.shape[1])
-        kwargs: dict[str, Any] = {"use_cache": False}
-        if attention_mask is not None and not attention_mask.all():
-            mask = pair_mask(attention_mask)
-            kwargs |= {"attention_mask": mask, "position_ids": pair_positions(mask)}
         latents = self.compress(input_ids)
-        hidden = self.backbone(inputs_embeds=latents, **kwargs).last_hidden_state
-        shorter = {key: value[:, :-1] if torch.is_tensor(value) else value for key, value in kwargs.items()}
-        mtp_hidden = self.mtp(hidden[:, :-1], self.embed(token1_targets(input_ids)), **shorter)
+        hidden = self.backbone(
+            inputs_embeds=latents, use_cache=False, **_places(self.backbone, attention_mask, position_ids)
+        ).last_hidden_state
+        places = _places(self.mtp.decoder, attention_mask, position_ids, last=-1)
+        mtp_hidden = self.mtp(hidden[:, :-1], self.embed(token1_targets(input_ids)), use_cache=False, **places)
         if self.judges_drafts:
             drafts = self._drafts(input_ids, mtp_hidden, drafts, draft_noise, drawn=labels is not None)
         else:
@@ -258,3 +269,17 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         if model.draft_ids is not None and not model.draft_ids.is_meta:
             check_ids(model.draft_ids, model.config.vocab_size, model.config.pad_token_id)
         return (model, info) if wants_info else model
+
+
+def _places(
+    decoder: Any, attention_mask: Tensor | None, position_ids: Tensor | None, last: int | None = None
+) -> dict[str, Any]:
+    """Masks and positions of the pairs up to `last`, as `decoder` takes them; nothing where all rows are whole."""
+    if position_ids is not None:
+        if attention_mask is not None:
+            raise UsageError("attention_mask", "is given with a packed row's position_ids", "leave one out")
+        return packed_inputs(decoder, packed_pair_positions(position_ids)[:, :last])
+    if attention_mask is None or attention_mask.all():
+        return {}
+    mask = pair_mask(attention_mask)
+    return {"attention_mask": mask[:, :last], "position_ids": pair_positions(mask)[:, :last]}

@@ -105,6 +105,11 @@ def pair_positions(mask: Tensor) -> Tensor:  # [B, L] -> [B, L]
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def packed_pair_positions(positions: Tensor) -> Tensor:  # [1, T] -> [1, L]
+    """The same of a packed row, from its tokens' positions, which start anew with every example (at whole pairs)."""
+    return positions[:, 0::2] // 2
+
+
 def check_threshold(value: float) -> float:
     """A confidence threshold: any finite number >= 0 (0 accepts every draft, above 1 none)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:

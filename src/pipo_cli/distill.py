@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipo_cli.sft import DRY_RUN, JSON, REPORT, RESUME, check_json, read, show
+from pipo_cli.sft import DRY_RUN, JSON, REPORT, RESUME, check_json, done, print_estimate, read
 
 
 def distill(
@@ -23,11 +23,9 @@ def distill(
     check_json(as_json, dry_run)
     recipe = read(DistillRecipe, config, overrides, report_to)
     if dry_run:
-        from pipo.training.estimate import estimate_distill
-
-        show(estimate_distill(recipe), as_json)
+        print_estimate(recipe, as_json)
         return
     from pipo.training.distill import distill as train
 
     train(recipe, resume=resume)
-    typer.echo(f"wrote {recipe.output}")
+    done(recipe.output)

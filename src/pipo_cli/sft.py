@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Annotated, Any
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from pipo.training.recipe import RecipeT
+    from pipo.training.recipe import DistillRecipe, RecipeT, SftRecipe
 
 RESUME = "Go on from the last checkpoint in the recipe's output folder."
 JSON = "Print what --dry-run finds out as JSON."
@@ -32,14 +33,35 @@ def sft(
     check_json(as_json, dry_run)
     recipe = read(SftRecipe, config, overrides, report_to)
     if dry_run:
-        from pipo.training.estimate import estimate
-
-        show(estimate(recipe), as_json)
+        print_estimate(recipe, as_json)
         return
     from pipo.training.sft import sft as train
 
     train(recipe, resume=resume)
-    typer.echo(f"wrote {recipe.output}")
+    done(recipe.output)
+
+
+def print_estimate(recipe: SftRecipe | DistillRecipe, as_json: bool) -> None:
+    """What `--dry-run` finds out."""
+    from pipo.training.estimate import estimate
+
+    plan = estimate(recipe)
+    if as_json:
+        typer.echo(json.dumps(plan))
+        return
+    for name, value in plan.items():
+        typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def done(folder: str) -> None:
+    """Say where the result is, once however many ranks trained."""
+    if rank() == 0:
+        typer.echo(f"wrote {folder}")
+
+
+def rank() -> int:
+    """This process's number, as torchrun and accelerate set it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def check_json(as_json: bool, dry_run: bool) -> None:
@@ -48,20 +70,12 @@ def check_json(as_json: bool, dry_run: bool) -> None:
         raise typer.BadParameter("goes with --dry-run; training logs into its output folder", param_hint="--json")
 
 
-def show(plan: dict[str, Any], as_json: bool) -> None:
-    """What a dry run found out."""
-    if as_json:
-        typer.echo(json.dumps(plan))
-        return
-    for name, value in plan.items():
-        typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
-
-
 def read(kind: type[RecipeT], config: str, overrides: list[str] | None, report_to: str | None) -> RecipeT:
     """A stage's recipe, and its log on the terminal."""
     from pipo.training.recipe import load_recipe
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    level = logging.INFO if rank() == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     tracker = [] if report_to is None else [f"trainer.report_to={report_to}"]
     return load_recipe(kind, config, [*(overrides or []), *tracker])

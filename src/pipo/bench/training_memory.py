@@ -10,7 +10,9 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,28 +21,40 @@ HIDDEN, VOCAB = 64, 151_936
 
 def measure(length: int, losses: bool, train_head: bool) -> dict[str, float]:
     """Bytes above the level before the step, at its peak. With `losses` off, the heads' losses are sums of hiddens."""
-    from transformers import LlamaConfig
-
-    from pipo import PipoConfig, PipoForCausalLM
-
-    backbone = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, max_position_embeddings=length, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = PipoForCausalLM(PipoConfig(backbone_config=backbone, pad_token_id=0))
+    model = tiny_width(length, num_key_value_heads=2, tie_word_embeddings=False)
     model.get_input_embeddings().requires_grad_(False)
     model.lm_head.requires_grad_(train_head)
     ids = torch.randint(1, VOCAB, (1, length))
     model(input_ids=ids[:, :64], labels=ids[:, :64]).loss.backward()  # kernels and gradients exist before the step
     gc.collect()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    peak = watch_peak()
     if losses:
         model(input_ids=ids, labels=ids).loss.backward()
     else:
         out = model(input_ids=ids)
         (out.backbone_hidden_states.sum() + out.mtp_hidden_states.sum()).backward()
-    return {"bytes": _status("VmHWM") - before}
+    return {"bytes": peak()}
+
+
+def tiny_width(length: int, **changes: Any) -> Any:
+    """A random PIPO model of tiny width, with a large vocabulary."""
+    from transformers import LlamaConfig
+
+    from pipo import PipoConfig, PipoForCausalLM
+
+    fields = {
+        "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": 0, "max_position_embeddings": length,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    return PipoForCausalLM(PipoConfig(backbone_config=LlamaConfig(**fields | changes), pad_token_id=0))
+
+
+def watch_peak() -> Callable[[], float]:
+    """From now on: call the result for the peak's bytes above the present level."""
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    return lambda: _status("VmHWM") - before
 
 
 def _status(field: str) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, set_seed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import GenerationConfig
 
 from pipo.base import load_tokenizer
 from pipo.data.batch import Collator
@@ -20,9 +22,10 @@ from pipo.pad_token import id_list
 from pipo.pairing import token2_targets
 from pipo.shipped import resolve
 from pipo.training import divergence
+from pipo.training.checkpoint import last_checkpoint
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
 from pipo.training.rollout import Answer, roll_out
-from pipo.training.sft import NEW_MODULES, add_lora, last_checkpoint, load_student, note_problems, save, train_arguments
+from pipo.training.sft import note_problems, save, student, train_arguments
 from pipo.training.teacher import Teacher, check_same_tokens
 from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
 
@@ -30,15 +33,12 @@ from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
 def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
     args = train_arguments(recipe)
-    checkpoint = last_checkpoint(recipe.output, resume)
-    set_seed(args.seed)  # of new adapters
+    checkpoint = last_checkpoint(recipe.output, resume, args.world_size)
     tokenizer, prompts = prepare(recipe)
-    model: Any = load_student(recipe)
-    if recipe.lora:
-        model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
-    trainer = DistillTrainer(model=model, args=args, recipe=recipe, tokenizer=tokenizer, train_dataset=prompts)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    save(trainer, tokenizer, recipe)
+    build = partial(student, recipe, args.seed)
+    trainer = DistillTrainer(args=args, recipe=recipe, tokenizer=tokenizer, train_dataset=prompts, build=build)
+    trainer.run(checkpoint)
+    save(trainer, tokenizer, recipe, build)
 
 
 def prepare(recipe: DistillRecipe) -> tuple[Any, PromptDataset]:
@@ -85,18 +85,26 @@ class DistillTrainer(StepTrainer):
     """Answers a step's prompts with the student as it is now, and trains it on where the teacher differs.
 
     Its batches of prompts become batches of answers before the targets are counted; what follows is `StepTrainer`.
+    A sharded student cannot decode, as ranks write answers of different lengths: every rank then keeps a whole copy
+    (`reader`), which takes over the weights at every step. `build` makes the student as training starts from it.
     """
 
-    def __init__(self, *args: Any, recipe: DistillRecipe, tokenizer: Any, model: Any, **kwargs: Any) -> None:
+    fillable = False
+
+    def __init__(
+        self, *args: Any, recipe: DistillRecipe, tokenizer: Any, build: Callable[[], Any], **kwargs: Any
+    ) -> None:
         collate = Collator(tokenizer.pad_token_id, recipe.pad_to_multiple_of)
+        model = build()
         super().__init__(
             *args, model=model, count=pair_target_counts, data_collator=lambda rows: {"prompts": rows}, **kwargs
         )
         self.recipe, self.tokenizer, self.collate = recipe, tokenizer, collate
+        self.reader = build().to(self.args.device) if self.is_fsdp_enabled else model
         self.weights: Weights = recipe.loss
         compare, pad = compare_by(recipe.divergence), tokenizer.pad_token_id
         self.teacher = (
-            Teacher.with_adapter_off(model, compare, pad)
+            Teacher.with_adapter_off(self.reader, compare, pad)
             if recipe.teacher is None
             else Teacher.load(recipe.teacher, compare, pad, self.args.device)
         )
@@ -104,18 +112,28 @@ class DistillTrainer(StepTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The step's answers in micro-batches, and their numbers of targets."""
         given, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.refresh_reader()
         batches = [self.answer([row["prompt"] for row in batch["prompts"]], i) for i, batch in enumerate(given)]
         return batches, super()._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: torch.device) -> None:
         """Nothing to count before the prompts are answered."""
 
+    def refresh_reader(self) -> None:
+        """The student's weights of this step, for the copy that decodes. All ranks take part."""
+        if self.is_fsdp_enabled:
+            whole = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+            self.reader.load_state_dict(whole)
+
     def answer(self, prompts: list[list[int]], part: int) -> dict[str, Tensor]:
-        """Prompts -> a batch of the student's answers."""
-        model = self.accelerator.unwrap_model(self.model)
-        student = model.get_base_model() if self.recipe.lora else model
-        seed = f"{self.args.seed}/{self.state.global_step}/{self.args.process_index}/{part}"
-        answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed)
+        """Prompts -> a batch of the student's answers. `part` numbers the step's batches on this rank.
+
+        Draws belong to a prompt's number within the step, so that they do not depend on how many ranks share it.
+        """
+        student = self.reader.get_base_model() if self.recipe.lora else self.reader
+        first = (part * self.args.world_size + self.args.process_index) * self.args.per_device_train_batch_size
+        seed = f"{self.args.seed}/{self.state.global_step}"
+        answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed, first)
         self.note(answers)
         layouts = [answer.layout(self.tokenizer.pad_token_id) for answer in answers]
         batch = self.collate([{"input_ids": layout.ids, "labels": layout.labels} for layout in layouts])

@@ -15,6 +15,10 @@ from pipo.errors import UsageError
 RecipeT = TypeVar("RecipeT", bound="Section")
 
 
+KEEPS_APART = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
+"""Attention that transformers masks between the examples of a packed row."""
+
+
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors."""
 
@@ -29,6 +33,9 @@ class Data(Section):
     max_length: int = Field(default=4096, ge=4, description="longest conversation in tokens; longer ones are skipped")
     prefix: str = Field(
         default="", description="start of every answer that the prompt already holds, e.g. '<think>\\n'"
+    )
+    packing: bool = Field(
+        default=False, description="a batch's conversations lie end to end in one row, none of which sees another"
     )
 
 
@@ -48,15 +55,9 @@ class Lora(Section):
     rank: int | None = Field(default=None, ge=1)
     alpha: float | None = Field(default=None, description="scale is alpha / rank; default 2 x rank")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ]
+    targets: list[str] | Literal["all-linear"] | None = Field(
+        default=None, description="names of the adapted layers; default: every linear layer of the family's decoder"
+    )
     full: list[str] | None = Field(
         default=None, description="modules trained whole; default compressor, MTP and confidence"
     )
@@ -110,7 +111,8 @@ class Recipe(Section):
         for key in value:
             if key not in names:
                 raise ValueError(f"unknown key {key!r}{_nearest(key, names)}")
-        return value
+        # YAML reads the strategy `no` as false
+        return {key: "no" if on is False and key.endswith("_strategy") else on for key, on in value.items()}
 
 
 class SftRecipe(Recipe):
@@ -132,6 +134,17 @@ class SftRecipe(Recipe):
                     raise ValueError(f"{name}: of objective pipo alone, leave it out")
         if self.objective == "mtp" and self.lora is not None:
             raise ValueError("lora: objective mtp trains the head alone, the base stays as it is; leave it out")
+        if self.objective == "mtp" and self.trainer.get("gradient_checkpointing"):
+            raise ValueError("trainer.gradient_checkpointing: objective mtp trains one layer; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_pack(self) -> SftRecipe:
+        if self.data.packing and self.attention not in KEEPS_APART:
+            raise ValueError(
+                f"attention: {self.attention!r} is not known to keep packed examples apart; use one of "
+                f"{', '.join(KEEPS_APART)}, or data.packing=false"
+            )
         return self
 
 

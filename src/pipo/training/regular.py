@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipo.losses import LossOutput, chunked_head_loss, cross_entropy
+from pipo.packed import packed_inputs
 from pipo.pairing import IGNORE
 
 
@@ -18,10 +19,14 @@ def _forward(
     input_ids: Tensor,  # [B, T]
     labels: Tensor,  # [B, T], not shifted
     attention_mask: Tensor | None = None,  # [B, T]
+    position_ids: Tensor | None = None,  # [1, T], of a packed row: each example's from 0
     num_items_in_batch: Tensor | None = None,  # [1]
     **_: Any,
 ) -> LossOutput:
-    hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    places = (
+        {"attention_mask": attention_mask} if position_ids is None else packed_inputs(self.base_model, position_ids)
+    )
+    hidden = self.base_model(input_ids=input_ids, use_cache=False, **places).last_hidden_state
     targets = labels[:, 1:]
     valid = targets != IGNORE
     total, _probability = chunked_head_loss(

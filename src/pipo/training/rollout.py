@@ -42,15 +42,15 @@ class Answer:
 
 @torch.no_grad()
 def roll_out(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: recipe.Rollout, seed: str
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: recipe.Rollout, seed: str, first: int = 0
 ) -> list[Answer]:
     """One answer a prompt, in one batch that rows leave as they end; it ends where the model's own decoding does.
 
-    `seed` and its place decide an answer's draws.
+    `seed` and its number decide an answer's draws; `first` is the number of the first of `prompts`.
     """
     pad = model.config.pad_token_id
     ids, mask = left_pad(prompts, pad, model.device)
-    seeds = [random.Random(f"{seed}/{row}").getrandbits(63) for row in range(len(prompts))]
+    seeds = [random.Random(f"{seed}/{first + row}").getrandbits(63) for row in range(len(prompts))]
     training = model.training
     model.eval()
     out = generate(

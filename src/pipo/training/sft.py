@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -12,15 +11,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
+from pipo.data.packing import Packer
 from pipo.drafted import DraftedBase, grown_mtp, load_mtp, save_mtp
-from pipo.errors import UsageError
-from pipo.families import has_trained_mtp, text_config
+from pipo.errors import UsageError, first_line
+from pipo.families import LORA_TARGETS, has_trained_mtp, text_config
 from pipo.save import save_model
 from pipo.shipped import adapter_of, resolve
+from pipo.training.checkpoint import last_checkpoint, whole_model
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
 from pipo.training.teacher import check_same_tokens
 from pipo.training.trainer import PairTrainer, StepTrainer, draft_counts, next_token_counts
@@ -31,6 +33,14 @@ DataT = TypeVar("DataT", ChatDataset, PromptDataset)
 
 NEW_MODULES = ["compressor", "mtp", "confidence_head"]
 """Trained whole beside adapters: they are new, or small."""
+
+FIXED: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "prediction_loss_only": True,
+    "label_names": ["labels"],
+    "average_tokens_across_devices": True,  # the losses are normalised over all ranks
+}
+"""Fields of TrainingArguments that are not the recipe's."""
 
 
 def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
@@ -47,20 +57,28 @@ def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
         "seed": 0,
         "disable_tqdm": not sys.stderr.isatty(),
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
+        "ddp_find_unused_parameters": False,  # every loss reaches all that is trained
     }
+    for key in FIXED.keys() & recipe.trainer.keys():
+        raise UsageError(f"trainer.{key}", f"is always {FIXED[key]}", "leave it out")
     try:
-        return TrainingArguments(
-            output_dir=recipe.output,
-            **{
-                **defaults,
-                **recipe.trainer,
-                "remove_unused_columns": False,
-                "prediction_loss_only": True,
-                "label_names": ["labels"],
-            },
-        )
+        args = TrainingArguments(output_dir=recipe.output, **{**defaults, **recipe.trainer, **FIXED})
     except (TypeError, ValueError) as error:
         raise UsageError("trainer", str(error).splitlines()[0], "see transformers.TrainingArguments") from error
+    check_strategy(args)
+    return args
+
+
+def check_strategy(args: TrainingArguments) -> None:
+    """Refuse what ranks cannot share here."""
+    if args.train_sampling_strategy not in ("random", "sequential", "group_by_length"):
+        raise UsageError(
+            "trainer.train_sampling_strategy",
+            f"{args.train_sampling_strategy!r} is not supported",
+            "use group_by_length",
+        )
+    if is_deepspeed_zero3_enabled():
+        raise UsageError("DeepSpeed", "ZeRO-3 is not supported", "use ZeRO-2 (runs/deepspeed_zero2.yaml) or FSDP2")
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
@@ -78,69 +96,86 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
         r=lora.rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=lora.targets or LORA_TARGETS[text_config(model.config).model_type],
         modules_to_save=full or None,
     )
-    return get_peft_model(model, config)
-
-
-def newest_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint. The trainer's state is written last: one without was torn by a kill."""
-    folders = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return str(path)
-    return None
-
-
-def last_checkpoint(folder: str, resume: bool) -> str | None:
-    """Where to go on. Refuses to train over another run's checkpoints."""
-    found = newest_checkpoint(Path(folder))
-    if found and not resume:
-        raise UsageError("output", f"{folder} holds a run already", "pass --resume to go on, or choose another folder")
-    return found
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError("lora", first_line(error), "see the model's layers with `pipo inspect`") from error
 
 
 def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
     """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
     args = train_arguments(recipe)
-    checkpoint = last_checkpoint(recipe.output, resume)
-    set_seed(args.seed)  # of new adapters
+    checkpoint = last_checkpoint(recipe.output, resume, args.world_size)
     tokenizer = load_tokenizer(resolve(recipe.model))
     make = {"pipo": pair_trainer, "regular": regular_trainer, "mtp": mtp_trainer}[recipe.objective]
     trainer = make(recipe, args, tokenizer)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    save(trainer, tokenizer, recipe)
+    trainer.run(checkpoint)
+    save(trainer, tokenizer, recipe, lambda: student(recipe, args.seed))
 
 
-def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
-    """The uncompressed control: same data, order and masking."""
+def student(recipe: SftRecipe | DistillRecipe, seed: int) -> Any:
+    """The model that a recipe starts from, in float32, with its adapters; `seed` decides new ones."""
+    set_seed(seed)
+    if isinstance(recipe, SftRecipe) and recipe.objective == "mtp":
+        return load_drafted(recipe)
+    regular = isinstance(recipe, SftRecipe) and recipe.objective == "regular"
+    model, full = (load_control(recipe), []) if regular else (load_student(recipe), NEW_MODULES)
+    if recipe.lora is None:
+        return model
+    return add_lora(model, recipe.lora, full if recipe.lora.full is None else recipe.lora.full)
+
+
+def load_control(recipe: SftRecipe | DistillRecipe) -> Any:
+    """The uncompressed model, with a loss that never holds the logits of a whole batch."""
     from pipo.training.regular import use_chunked_loss
 
-    model: Any = use_chunked_loss(plain_base(recipe))
-    if recipe.lora:
-        model = add_lora(model, recipe.lora, recipe.lora.full or [])
-    return token_trainer(model, recipe, args, tokenizer, next_token_counts)
+    return use_chunked_loss(plain_base(recipe))
 
 
-def mtp_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
+def load_drafted(recipe: SftRecipe) -> DraftedBase:
     """The MTP head of an uncompressed base that stays as it is: its trained one, or a new one grown from it."""
-    base = plain_base(recipe).eval().requires_grad_(False).to(args.device)
+    base = plain_base(recipe).eval().requires_grad_(False)
     source = resolve(recipe.model)
     head = load_mtp(base, source) if has_trained_mtp(source, text_config(base.config)) else grown_mtp(base)
-    return token_trainer(DraftedBase(base, head), recipe, args, tokenizer, draft_counts)
+    return DraftedBase(base, head)
 
 
-def plain_base(recipe: SftRecipe) -> Any:
+def plain_base(recipe: SftRecipe | DistillRecipe) -> Any:
     """The uncompressed model that a recipe starts from, in float32."""
     return load_base(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
 
 
+def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
+    """The PIPO model."""
+    from pipo import PipoForCausalLM
+
+    return PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
+
+
+def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
+    """The uncompressed control: same data, order and masking."""
+    return token_trainer(student(recipe, args.seed), recipe, args, tokenizer, next_token_counts, opening=1)
+
+
+def mtp_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
+    """The MTP head of an uncompressed base."""
+    if is_fsdp_enabled():
+        raise UsageError("objective", "mtp trains one layer, which FSDP does not shard", "train it without FSDP")
+    model = student(recipe, args.seed)
+    model.base.to(args.device)
+    return token_trainer(model, recipe, args, tokenizer, draft_counts, opening=2)
+
+
 def token_trainer(
-    model: Any, recipe: SftRecipe, args: TrainingArguments, tokenizer: Any, count: Callable[[Tensor], Tensor]
+    model: Any,
+    recipe: SftRecipe,
+    args: TrainingArguments,
+    tokenizer: Any,
+    count: Callable[[Tensor], Tensor],
+    opening: int,  # see `collator`
 ) -> StepTrainer:
     """For models that read a token at a position."""
     return StepTrainer(
@@ -148,26 +183,18 @@ def token_trainer(
         args=args,
         train_dataset=chats(recipe, recipe.data.train, tokenizer),
         eval_dataset=chats(recipe, recipe.data.eval, tokenizer) if recipe.data.eval else None,
-        data_collator=Collator(tokenizer.pad_token_id, recipe.pad_to_multiple_of),
+        data_collator=collator(recipe, tokenizer.pad_token_id, opening),
         count=count,
     )
-
-
-def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
-    """The PIPO model that a recipe starts from, in float32."""
-    from pipo import PipoForCausalLM
-
-    return PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
 
 
 def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """PIPO-SFT (paper sec. 3.2)."""
     if recipe.loss.teacher is not None:
         check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.loss.teacher)), "loss.teacher")
-    model: Any = load_student(recipe)
-    pad, noise = model.config.pad_token_id, model.judges_drafts
-    if recipe.lora:
-        model = add_lora(model, recipe.lora, NEW_MODULES if recipe.lora.full is None else recipe.lora.full)
+    model = student(recipe, args.seed)
+    pad = model.config.pad_token_id
+    noise = (model.get_base_model() if recipe.lora else model).judges_drafts
 
     def pairs(files: list[str]) -> PairDataset:
         pads = recipe.pads
@@ -185,10 +212,16 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
         args=args,
         train_dataset=pairs(recipe.data.train),
         eval_dataset=pairs(recipe.data.eval) if recipe.data.eval else None,
-        data_collator=Collator(pad, recipe.pad_to_multiple_of),
+        data_collator=collator(recipe, pad, opening=2),
         loss=recipe.loss,
         pad=pad,
     )
+
+
+def collator(recipe: SftRecipe, pad: int, opening: int) -> Collator | Packer:
+    """How rows become a batch. `opening`: tokens at an example's start that nothing predicts."""
+    multiple = recipe.pad_to_multiple_of
+    return Packer(pad, multiple, opening) if recipe.data.packing else Collator(pad, multiple)
 
 
 def chats(recipe: SftRecipe, files: list[str], tokenizer: Any) -> ChatDataset:
@@ -204,11 +237,14 @@ def note_problems(data: DataT) -> DataT:
     return data
 
 
-def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe) -> None:
-    """The trained model, merged, with the adapter or the MTP head of an uncompressed base beside it."""
-    if not trainer.is_world_process_zero():
+def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe, build: Callable[[], Any]) -> None:
+    """The trained model, merged, with the adapter or the MTP head of an uncompressed base beside it; rank 0 writes.
+
+    `build`: see `whole_model`.
+    """
+    model = whole_model(trainer, build)
+    if model is None:
         return
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.lora:
         model.save_pretrained(Path(recipe.output) / "adapter")
         model = model.merge_and_unload()

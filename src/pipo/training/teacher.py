@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipo.base import load_base
 from pipo.errors import UsageError
+from pipo.packed import packed_inputs
 from pipo.pairing import pad_mask, token1_targets, token2_targets
 from pipo.shipped import resolve
 from pipo.training.divergence import Compare, acceptance
@@ -75,6 +76,11 @@ class Teacher:
     ) -> Teacher:
         """`source`: folder, hub id, or `demo-base`."""
         model: Any = load_base(resolve(source), dtype=dtype).eval().requires_grad_(False).to(device)
+        return cls.of(model, compare, pad)
+
+    @classmethod
+    def of(cls, model: Any, compare: Compare, pad: int) -> Teacher:
+        """A loaded causal LM."""
         return cls(model.base_model, model.get_output_embeddings().weight, compare, pad)
 
     @classmethod
@@ -90,13 +96,24 @@ class Teacher:
     @torch.no_grad()
     def states(self, batch: dict[str, Tensor]) -> TeacherStates:
         """Drop the PADs, read the text once, and give every position the state of the last real token up to it."""
-        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-        real = mask & ~pad_mask(ids, self.pad)
+        ids, positions = batch["input_ids"], batch.get("position_ids")
+        real = ~pad_mask(ids, self.pad)
+        if positions is None:
+            real &= batch["attention_mask"].bool()
         ids = ids.masked_fill(~real, 0)  # PAD may be a token that the teacher does not have
         order = (~real).long().argsort(dim=1, stable=True)  # real tokens first, in order
-        clean = self.backbone(
-            input_ids=ids.gather(1, order), attention_mask=real.gather(1, order).long(), use_cache=False
-        ).last_hidden_state
+        places = {"attention_mask": real.gather(1, order).long()}
+        if positions is not None:
+            places = packed_inputs(self.backbone, clean_positions(positions, real).gather(1, order))
+        clean = self.backbone(input_ids=ids.gather(1, order), use_cache=False, **places).last_hidden_state
         at = (real.long().cumsum(1) - 1).clamp(min=0)
         hidden = clean.gather(1, at[..., None].expand(-1, -1, clean.shape[-1]))
         return TeacherStates(hidden, self.head, self.compare)
+
+
+def clean_positions(positions: Tensor, real: Tensor) -> Tensor:  # [1, T], bool [1, T] -> [1, T]
+    """A packed row's positions without its PADs, which get positions of their own, as if they were an example."""
+    numbers = real.long().cumsum(1) - 1
+    places = torch.arange(positions.shape[1], device=positions.device)[None]
+    starts = torch.where(positions == 0, places, 0).cummax(1).values
+    return torch.where(real, numbers - numbers.gather(1, starts), (~real).long().cumsum(1) - 1)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
-from pipo.data.sampler import LengthBlockSampler
+from pipo.data.sampler import EvenSampler, Filled, LengthBlockSampler, ShuffleSampler
 from pipo.drafted import draft_targets
 from pipo.pairing import IGNORE, token1_targets, token2_targets
 from pipo.training.divergence import labelled
@@ -32,6 +33,10 @@ def draft_counts(labels: Tensor) -> Tensor:  # [B, T] -> [1]
     return (draft_targets(labels) != IGNORE).sum()[None]
 
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL")
+"""What messages of torch.distributed say where another rank is gone."""
+
+
 class _TellEpoch(TrainerCallback):
     """Tells the data its epoch: accelerate forgets to when it skips the batches of a resumed epoch."""
 
@@ -49,6 +54,10 @@ class StepTrainer(Trainer):
     model returns in `metrics` (name -> sum, number) is logged as means.
     """
 
+    train_dataset: Any
+    eval_dataset: Any
+    fillable = True  # the data's rows are ids and labels
+
     def __init__(self, *args: Any, count: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.count = count
@@ -56,21 +65,36 @@ class StepTrainer(Trainer):
         self._metrics: dict[str, Tensor] = {}  # name -> [2]: sum, number
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(_TellEpoch(self.train_dataset))
+        if self.args.world_size > 1 and self.fillable:
+            self.train_dataset = Filled(self.train_dataset)
+            self.eval_dataset = Filled(self.eval_dataset) if self.eval_dataset is not None else None
+
+    def run(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint on. Raises `RuntimeError` where another rank is gone."""
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        except RuntimeError as error:
+            if self.args.world_size == 1 or not any(words in str(error) for words in LOST):
+                raise
+            raise RuntimeError(
+                f"rank {self.args.process_index}: another process of this job ended, see the launcher's summary; "
+                "start the job again with --resume to go on from its last checkpoint"
+            ) from error
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         if not batch_samples:
             return None
         counts = torch.stack([self.count(batch["labels"]) for batch in batch_samples]).sum(0).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+        if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        outputs = self.forward(model, inputs, num_items_in_batch)
+        outputs = self.forward(model, inputs, num_items_in_batch if model.training else None)
         loss = outputs.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None and model.training:
+        if model.training:
             loss = loss * self.accelerator.num_processes  # the gradients of ranks are averaged
         prefix = "" if model.training else "eval_"
         for name, pair in (outputs.metrics or {}).items():
@@ -78,9 +102,21 @@ class StepTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        return LengthBlockSampler(self.train_dataset.lengths, self.args.train_batch_size, self.args.seed)
+        data, strategy = self.train_dataset, self.args.train_sampling_strategy
+        batch_size, seed = self.args.train_batch_size, self.args.seed
+        if strategy == "group_by_length":
+            return self._even(LengthBlockSampler(data.lengths, batch_size, seed), batch_size)
+        if strategy == "random":
+            return self._even(ShuffleSampler(len(data), seed), batch_size)
+        return self._even(SequentialSampler(data), batch_size)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return self._even(SequentialSampler(eval_dataset), self.args.eval_batch_size)
+
+    def _even(self, order: Any, batch_size: int) -> Any:
+        return (
+            EvenSampler(order, batch_size * self.args.world_size) if isinstance(self.train_dataset, Filled) else order
+        )
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
         """The model's output with `loss`, divided by the step's number of targets."""
@@ -91,7 +127,13 @@ class StepTrainer(Trainer):
         for name in [name for name in self._metrics if name.startswith("eval_") == bool(prefix)]:
             pair = self.accelerator.reduce(self._metrics.pop(name), reduction="sum")
             logs[name] = float(pair[0] / pair[1]) if pair[1] else float("nan")
+        if "eval_loss" in logs:
+            logs["eval_loss"] = self.total(logs, prefix)
         super().log(logs, *args, **kwargs)
+
+    def total(self, logs: dict[str, float], prefix: str) -> float:
+        """The loss, of the means that are logged: over all targets, however they were batched."""
+        return next(logs[prefix + name] for name in ("token_loss", "mtp_loss") if prefix + name in logs)
 
 
 class PairTrainer(StepTrainer):
@@ -107,9 +149,17 @@ class PairTrainer(StepTrainer):
         teacher = self.teacher.states(inputs) if self.teacher is not None and model.training else None
         return weighted_loss(model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher), self.weights)
 
+    def total(self, logs: dict[str, float], prefix: str) -> float:
+        backbone, mtp, confidence = (logs[f"{prefix}{name}_loss"] for name in ("backbone", "mtp", "confidence"))
+        return float(weigh(backbone, mtp, confidence, self.weights))
+
 
 def weighted_loss(out: Any, weights: Weights) -> Any:
     """The model's output with the recipe's sum of its three losses."""
-    weighted = weights.mtp_weight * out.mtp_loss + weights.confidence_weight * out.confidence_loss
-    out.loss = out.backbone_loss + weighted
+    out.loss = weigh(out.backbone_loss, out.mtp_loss, out.confidence_loss, weights)
     return out
+
+
+def weigh(backbone: Any, mtp: Any, confidence: Any, weights: Weights) -> Any:
+    """The recipe's sum of three losses."""
+    return backbone + weights.mtp_weight * mtp + weights.confidence_weight * confidence
