@@ -34,6 +34,7 @@ METHODS = (
     "Default: regular,pipo, or regular where MODEL is uncompressed."
 )
 BASE = "The model of all but `pipo`. Default: what MODEL was trained from; demo-base for demo."
+ENGINE = "local, or vllm for regular and pipo: --batch-size answers at a time, of any length."
 PASS_K = "The k of pass@k, at most --samples, which is the default."
 LIMIT = "Questions of each task. Default: 200 of generated tasks, all of files."
 THRESHOLD = "Keep drafts of at least this confidence. Default: the model's own."
@@ -59,7 +60,7 @@ def eval_(
     threshold: Annotated[float | None, typer.Option(help=THRESHOLD)] = None,
     thresholds: Annotated[str | None, typer.Option(metavar="τ[,τ]", help=THRESHOLDS)] = None,
     thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help=THINKING)] = None,
-    engine: Annotated[str, typer.Option(help="local")] = "local",
+    engine: Annotated[str, typer.Option(help=ENGINE)] = "local",
     batch_size: Annotated[int, typer.Option(help="Answers decoded at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",

@@ -204,7 +204,7 @@ def test_a_folder_with_other_files_is_refused(options):
         ({"pass_k": 4}, "--pass-k: 4 is more than the samples of a question (3)"),
         ({"pass_k": 0}, "--pass-k: 0 is below 1"),
         ({"methods": ("regulr",)}, "did you mean regular"),
-        ({"engine": "vllm"}, "--engine: 'vllm' is not available yet"),
+        ({"engine": "sglang"}, "--engine: unknown name 'sglang'"),
         ({"tasks": ("gsm_symbolik",)}, "did you mean gsm_symbolic"),
         ({"tasks": ()}, "--task: names no task"),
         ({"samples": 0}, "--samples: 0 is below 1"),

@@ -11,10 +11,9 @@ from typing import Any
 from pipo.bench.run import BenchOptions, Cell, Trial, own_backbone, pick_methods, random_prompts
 from pipo.engine import LocalEngine, Sampling
 from pipo.families import load_config
-from pipo.vllm.engine import VllmEngine, find_folder
+from pipo.vllm.engine import GPU_SHARE, VllmEngine, find_folder
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 4}
-MEMORY_SHARE = 0.9  # of a GPU, for all engines
 
 
 class VllmBed:
@@ -41,7 +40,7 @@ class VllmBed:
             "max_model_len": longest + longest % 2,
             "max_num_seqs": max(options.concurrency),
             "enable_prefix_caching": False,
-            "gpu_memory_utilization": MEMORY_SHARE / len(self.methods),
+            "gpu_memory_utilization": GPU_SHARE / len(self.methods),
         }
         if method == "ngram":
             settings |= {"speculative_config": NGRAM, "per_request_spec_decode_metrics": "summary"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipo import drafted
 from pipo.decoding.drafted import check_rolls_back
-from pipo.engine import LocalEngine
+from pipo.engine import Completion, LocalEngine
 from pipo.errors import UsageError
 from pipo.evals.options import METHODS, EvalOptions
 from pipo.families import MTP_FILE, load_config, text_config
@@ -17,12 +18,16 @@ from pipo.inspect_model import stored_threshold
 from pipo.pairing import chosen_threshold
 from pipo.shipped import resolve
 
+if TYPE_CHECKING:
+    from pipo.vllm.engine import VllmEngine
+
 
 @dataclass
 class Contestant:
     """A method with its model. `threshold` is of `pipo` alone, None for the others.
 
     force_acceptance: share of the drafts that a coin keeps instead.
+    served: what vLLM is started with, None for the local engine.
     """
 
     method: str
@@ -32,15 +37,38 @@ class Contestant:
     dtype: str
     device: str
     force_acceptance: float | None = None
-    engines: dict[str, LocalEngine] = field(default_factory=dict)
+    served: dict[str, Any] | None = None
+    engines: dict[str, Any] = field(default_factory=dict)
     """Loaded models by path: methods share them."""
 
     @property
-    def engine(self) -> LocalEngine:
+    def engine(self) -> Any:  # LocalEngine | VllmEngine
         """The loaded model, once."""
         if self.path not in self.engines:
-            self.engines[self.path] = LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
+            self.engines[self.path] = self._load()
         return self.engines[self.path]
+
+    def _load(self) -> LocalEngine | VllmEngine:
+        if self.served is None:
+            return LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
+        from pipo.vllm.engine import VllmEngine
+
+        return VllmEngine.load(self.path, dtype=self.dtype, **self.served)
+
+    def complete(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Completion]:
+        """As the engine's own `complete`, by this method."""
+        if self.served is None:
+            options["method"] = self.method
+        done: list[Completion] = self.engine.complete(
+            prompts, threshold=self.threshold, force_acceptance=self.force_acceptance, **options
+        )
+        return done
+
+    def close(self) -> None:
+        """End the processes of a served model."""
+        engine = None if self.served is None else self.engines.pop(self.path, None)
+        if engine is not None:
+            engine.close()
 
     def variant(self, method: str, threshold: float, force_acceptance: float | None = None) -> Contestant:
         """The same model, loaded once for both, with another acceptance."""
@@ -71,13 +99,14 @@ def contestants(options: EvalOptions) -> list[Contestant]:
     config = _config("MODEL", path)
     is_pipo = config is not None and config.model_type == "pipo"
     methods = options.methods or (("regular", "pipo") if is_pipo else ("regular",))
+    served = _served(options, methods)
     if not is_pipo and "pipo" in methods:
         raise UsageError("--methods", f"{options.model} is no PIPO model", "use regular, mtp or speculative")
     if not is_pipo and options.base is not None:
         raise UsageError("--base", f"{options.model} is uncompressed itself", "leave --base out")
     if not is_pipo and options.threshold is not None:
         raise UsageError("--threshold", f"{options.model} is no PIPO model", "leave it out")
-    common: dict[str, Any] = {"dtype": options.dtype, "device": options.load_device(), "engines": {}}
+    common: dict[str, Any] = {"dtype": options.dtype, "device": options.load_device(), "served": served, "engines": {}}
     found = []
     if set(methods) != {"pipo"}:
         name, base = _base(options, config) if is_pipo else (options.model, config)
@@ -88,6 +117,19 @@ def contestants(options: EvalOptions) -> list[Contestant]:
         one = Contestant("pipo", options.model, path, _threshold(options, path), **common)
         found += [one.variant(f"pipo@{t:g}", t) for t in options.thresholds] or [one]
     return found
+
+
+def _served(options: EvalOptions, methods: Sequence[str]) -> dict[str, Any] | None:
+    """vLLM's settings; None for the local engine. Raises `UsageError` for a method that vLLM has not."""
+    if options.engine != "vllm":
+        return None
+    for method in methods:
+        if method in drafted.METHODS:
+            raise UsageError("--methods", f"{method!r} is not measured in vLLM", "choose from regular, pipo")
+    from pipo.vllm.engine import engine_memory
+
+    models = ("pipo" in methods) + (set(methods) != {"pipo"})
+    return {"max_num_seqs": options.batch_size} | engine_memory(models)
 
 
 def _check_drafts(method: str, name: str, config: Any) -> None:

@@ -16,7 +16,7 @@ from pipo.pairing import check_threshold
 from pipo.tasks import Task
 
 METHODS = ("regular", "mtp", "speculative", "pipo")
-ENGINES = ("local",)
+ENGINES = ("local", "vllm")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -53,7 +53,8 @@ class EvalOptions:
         """Raises `UsageError` for the first option that cannot be."""
         for name in self.methods or ():
             _check_name("--methods", name, METHODS)
-        _check_name("--engine", self.engine, ENGINES, ("vllm",))
+        _check_name("--engine", self.engine, ENGINES)
+        self._check_served()
         _check_name("--dtype", self.dtype, DTYPES)
         for option in ("samples", "limit", "batch_size", "pass_k"):
             _check_count(option, getattr(self, option))
@@ -69,13 +70,23 @@ class EvalOptions:
         if find_spec("matplotlib") is None:
             raise UsageError("eval", "matplotlib is not installed", "pip install 'pipo-lm[eval]'")
 
+    def _check_served(self) -> None:
+        if self.engine != "vllm":
+            return
+        if find_spec("vllm") is None:
+            raise UsageError("--engine", "vLLM is not installed", "pip install 'pipo-lm[vllm]', or use local")
+        if self.device != "auto":
+            raise UsageError("--device", f"{self.device!r} cannot be chosen with --engine vllm", "leave it out")
+
     def load_device(self) -> str:
         """The device by name; "auto" is the GPU if there is one."""
         return pick_device(self.device)
 
     def load_dtype(self) -> str:
-        """The precision by name, where it does not depend on the model: on a CPU "auto" is float32."""
-        return "float32" if self.dtype == "auto" and self.load_device() == "cpu" else self.dtype
+        """The precision by name. "auto" is the model's own, but on a CPU float32, in vLLM bfloat16."""
+        if self.dtype != "auto" or self.load_device() != "cpu":
+            return self.dtype
+        return "bfloat16" if self.engine == "vllm" else "float32"
 
     def load_tasks(self) -> list[Task]:
         """The tasks with their questions. Raises `UsageError`."""
@@ -104,9 +115,7 @@ class EvalOptions:
         return {key: value for key, value in asdict(self.sampling).items() if key != "repetition_penalty"}
 
 
-def _check_name(option: str, name: str, valid: tuple[str, ...], planned: tuple[str, ...] = ()) -> None:
-    if name in planned:
-        raise UsageError(option, f"{name!r} is not available yet", f"use {', '.join(valid)}")
+def _check_name(option: str, name: str, valid: tuple[str, ...]) -> None:
     if name not in valid:
         near = difflib.get_close_matches(name, valid, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

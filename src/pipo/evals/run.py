@@ -40,7 +40,11 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     options.check()
     tasks, methods = options.load_tasks(), contestants(options)
     with SampleLog(options.output, settings(options, tasks, methods)) as samples:
-        Run(options, tasks, methods, samples).go()
+        try:
+            Run(options, tasks, methods, samples).go()
+        finally:
+            for one in methods:
+                one.close()
         summary = _summary(options, tasks, methods, samples)
         write_json(options.output / "summary.json", summary)
         write_report(options.output, summary, list(samples.lines.values()))
@@ -167,13 +171,10 @@ class Run:
         arrived: float,
         max_new_tokens: int | None = None,
     ) -> list[Completion]:
-        return one.engine.complete(
+        return one.complete(
             prompts,
             sampling=self.options.sampling,
             max_new_tokens=max_new_tokens or self.options.budget.max_new_tokens(one.tokens_per_slot),
-            method=one.method,
-            threshold=one.threshold,
-            force_acceptance=one.force_acceptance,
             seeds=seeds,
             arrived=arrived,
         )

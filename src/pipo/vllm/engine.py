@@ -22,6 +22,20 @@ SETTINGS = {
 }
 """Of vLLM's environment, where the user has not set them."""
 KV_BYTES = 256 << 20
+CPU_BYTES = 1 << 30
+"""Of the caches of all engines that share a CPU."""
+GPU_SHARE = 0.9
+"""Of a GPU's memory, for all engines that share it."""
+
+
+def engine_memory(engines: int) -> dict[str, Any]:
+    """Settings of each of several engines that stand side by side. Raises `UsageError` where vLLM is missing."""
+    check_version()
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return {"kv_cache_memory_bytes": CPU_BYTES // engines}
+    return {"kv_cache_memory_bytes": None, "gpu_memory_utilization": GPU_SHARE / engines}
 
 
 def find_folder(source: str) -> str:
@@ -110,7 +124,7 @@ class VllmEngine:
         later = len(tokens) - len(slots[0].tokens)
         return Completion(
             token_ids=tokens,
-            text=answer.text,
+            text=self.tokenizer.decode(tokens, skip_special_tokens=True),  # vLLM holds back half a character
             finish_reason=answer.finish_reason,
             prompt_tokens=len(out.prompt_token_ids),
             slots=slots,

@@ -77,9 +77,9 @@ class PairRunner(GPUModelRunner):
         """Warm up, compile and measure the MTP head too."""
         out = super()._dummy_run(num_tokens, *args, **kwargs)
         hidden = out[0][::2]
-        token1 = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        zeros = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)  # a position that every model has
         with set_forward_context(None, self.vllm_config, num_tokens=len(hidden)):
-            self.model.draft(hidden, token1, torch.arange(len(hidden), device=hidden.device))
+            self.model.draft(hidden, zeros, zeros.clone())
         return out
 
     # -- token 1 and token 2 -------------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ def sse(lines: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[:-1]]
 
 
-def gauge(http: Any, name: str) -> float:
+def gauge(http: Any, name: str, prefix: str = "pipo") -> float:
     """A metric's value, its labels added up."""
-    lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith(f"pipo:{name}{{")]
+    lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith(f"{prefix}:{name}{{")]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
