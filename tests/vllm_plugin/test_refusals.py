@@ -83,12 +83,15 @@ def test_an_engine_setting(folder, settings, named):
         EngineArgs(folder, max_model_len=512, **settings).create_engine_config()
 
 
-@pytest.mark.parametrize(("name", "value"), [("confidence_inputs", "draft"), ("draft_vocab_size", 64)])
-def test_a_models_option(folder, name, value):
+@pytest.mark.parametrize(
+    ("name", "value", "settings"),
+    [("confidence_inputs", "draft", {}), ("draft_vocab_size", 64, {"tensor_parallel_size": 2})],
+)
+def test_a_models_option(folder, name, value, settings):
     from vllm import EngineArgs
 
     with pytest.raises((UsageError, ValueError), match=name):
-        EngineArgs(folder, hf_overrides={name: value}).create_engine_config()
+        EngineArgs(folder, hf_overrides={name: value}, **settings).create_engine_config()
 
 
 def test_an_odd_length_is_rounded_down(folder):

@@ -1,5 +1,6 @@
 """`pipo serve` where vLLM is installed: real servers, OpenAI's client, replicas behind vLLM's router."""
 
+import json
 import os
 import socket
 import subprocess
@@ -16,12 +17,13 @@ from soak import soak
 pytestmark = pytest.mark.slow
 SRC = Path(__file__).parents[2] / "src"
 START_SECONDS = 600
+PARSERS = ("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 
 class Process:
     """A server on a free port, once it is healthy."""
 
-    def __init__(self, log, arguments, port_option="--port", **environment):
+    def __init__(self, log, arguments, more=(), **environment):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -29,7 +31,9 @@ class Process:
         path = os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")])
         env = os.environ | {"PYTHONPATH": path, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | environment
         with log.open("w") as out:
-            self.process = subprocess.Popen([*arguments, port_option, str(self.port)], env=env, stdout=out, stderr=out)
+            self.process = subprocess.Popen(
+                [*arguments, "--port", str(self.port), *more], env=env, stdout=out, stderr=out
+            )
 
     def wait(self):
         """Until it answers."""
@@ -50,14 +54,15 @@ class Process:
         return self.process.wait(120)
 
 
-def pipo_serve(folder, log, *options, **environment):
+def pipo_serve(folder, log, *more):
     command = [sys.executable, "-m", "pipo_cli", "serve", folder, "--engine", "vllm", "--dtype", "float32"]
-    return Process(log, [*command, "--served-model-name", "tiny", *options], VLLM_CPU_KVCACHE_SPACE="1", **environment)
+    own = ["--served-model-name", "tiny", "--threshold", "0.5"]
+    return Process(log, [*command, *own], more, VLLM_CPU_KVCACHE_SPACE="1")
 
 
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
-    running = pipo_serve(folder, tmp_path_factory.mktemp("served") / "log", "--threshold", "0.5")
+    running = pipo_serve(folder, tmp_path_factory.mktemp("served") / "log", *PARSERS)
     yield running.wait()
     assert running.stop() in (0, -15), running.log.read_text()[-3000:]
 
@@ -115,6 +120,16 @@ def test_page_metrics_and_refusals(server, client):
         chat(client, 1, 10**6)
 
 
+def test_a_tool_is_called_by_vllms_parser(client, local):
+    flag = {"type": "object", "properties": {"on": {"enum": [1, 2]}}, "required": ["on"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "switch", "parameters": flag}}
+    choice = {"type": "function", "function": {"name": "switch"}}
+    blanks = {str(local.tokenizer.convert_tokens_to_ids(blank)): -100 for blank in "ĠĊĉč"}  # legal in JSON, and endless
+    reply = chat(client, 2, 60, tools=[tool], tool_choice=choice, logit_bias=blanks)
+    (call,) = reply.choices[0].message.tool_calls
+    assert call.function.name == "switch" and json.loads(call.function.arguments)["on"] in (1, 2)
+
+
 def test_soak(server, local):
     soak(server.url, psutil.Process(server.process.pid), local, "vllm", growth=200)
 
@@ -122,7 +137,7 @@ def test_soak(server, local):
 def test_two_replicas_behind_vllms_router(folder, local, tmp_path):
     """As docs/serving.md says; and one of them may die."""
     pytest.importorskip("vllm_router", reason="vllm-router is not installed")
-    replicas = [pipo_serve(folder, tmp_path / f"replica{i}", "--threshold", "0.5") for i in range(2)]
+    replicas = [pipo_serve(folder, tmp_path / f"replica{i}") for i in range(2)]
     try:
         urls = [replica.wait().url for replica in replicas]
         command = [sys.executable, "-m", "vllm_router.launch_router", "--worker-urls", *urls]

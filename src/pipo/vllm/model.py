@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, i
 from pipo.compressor import Compressor
 from pipo.confidence import ConfidenceHead
 from pipo.mtp import MtpHead, mtp_config
+from pipo.shortlist import Shortlist, check_ids, first_ids
 from pipo.vllm.pair_kv import convert_layers
 from pipo.vllm.settings import backbone_architecture
 
@@ -53,6 +54,8 @@ class ServedPipo(nn.Module):
         with set_model_tag("mtp"):
             self.mtp = MtpHead(one_layer, type(decoder)(vllm_config=inner, prefix="mtp.decoder"), norm)
         self.confidence_head = ConfidenceHead(config.hidden_size, norm(2 * config.hidden_size))
+        self.draft_ids = first_ids(config.draft_vocab_size, config.vocab_size, config.pad_token_id)
+        self.shortlist: Shortlist | None = None  # copied with the first draft
         convert_layers(self)
         self.requires_grad_(False)
 
@@ -86,11 +89,29 @@ class ServedPipo(nn.Module):
             logits[:, self.pad] = float("-inf")
         return logits
 
+    def draft_logits(self, states: Tensor) -> Tensor | None:  # [B, H] -> [B, V]
+        """The same for MTP states; -inf outside of the shortlist, where there is one."""
+        if self.draft_ids is None:
+            return self.compute_logits(states)
+        if self.shortlist is None:
+            head = self.backbone.lm_head.weight[: self.config.vocab_size]
+            self.shortlist = Shortlist(self.draft_ids.to(head.device), head)
+        return self.shortlist.logits(states)
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """From a PIPO folder."""
         loader = AutoWeightsLoader(self)
-        loaded: set[str] = loader.load_weights(weights, mapper=self.weight_names)
+        loaded: set[str] = loader.load_weights(self._without_shortlist(weights), mapper=self.weight_names)
+        self.shortlist = None
         return loaded
+
+    def _without_shortlist(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Keep the list of tokens, which vLLM's loader does not know; hand on the rest."""
+        for name, tensor in weights:
+            if name == "draft_ids":
+                self.draft_ids = check_ids(tensor, self.config.vocab_size, self.config.pad_token_id)
+            else:
+                yield name, tensor
 
 
 class ServedHybridPipo(ServedPipo, HasInnerState, IsHybrid):

@@ -92,10 +92,12 @@ class PairRunner(GPUModelRunner):
         hidden, states = self._draft(token1, unfinished)
         if rows.mute.all():
             return self._pairs(first, first, torch.full_like(token1, self.model.pad))
-        logits2 = self.model.compute_logits(states)
+        logits2 = self.model.draft_logits(states)
         second = self._draw(logits2, rows.metadata, unfinished, token1)
+        token2 = second.sampled_token_ids[:, :1].long()
         kept = self._accept(hidden, states, rows, unfinished)
-        return self._pairs(first, second, second.sampled_token_ids[:, 0].where(kept, self.model.pad))
+        kept &= logits2.gather(1, token2)[:, 0] > float("-inf")  # where rules and a shortlist leave nothing to draft
+        return self._pairs(first, second, token2[:, 0].where(kept, self.model.pad))
 
     def _draft(self, token1: Tensor, unfinished: Any) -> tuple[Tensor, Tensor]:  # [B] -> [B, H], [B, H]
         """Run the MTP head over every pair of the step, always: its cache may be read by another request later.
@@ -138,7 +140,7 @@ class PairRunner(GPUModelRunner):
         for i, one in zip(ids, options, strict=True):
             if one.force is not None and i not in self.pair_coins:
                 self.pair_coins[i] = Coin(one.force, seed=len(self.pair_coins))
-        drafts = [one.drafts for one in options]
+        drafts = [one.drafts and not self._leaves_no_draft(i) for i, one in zip(ids, options, strict=True)]
         return Rows(
             metadata=metadata,
             drafts=torch.tensor(drafts, device=self.device),
@@ -146,6 +148,10 @@ class PairRunner(GPUModelRunner):
             threshold=torch.tensor([one.threshold for one in options], dtype=torch.float32, device=self.device),
             coins={row: self.pair_coins[i] for row, i in enumerate(ids) if options[row].force is not None},
         )
+
+    def _leaves_no_draft(self, request: str) -> bool:
+        """May its allowed tokens and the model's shortlist have nothing in common?"""
+        return self.model.draft_ids is not None and self.requests[request].sampling_params.allowed_token_ids is not None
 
     # -- vLLM's sampler, twice a step ----------------------------------------------------------------------------------
 

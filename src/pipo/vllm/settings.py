@@ -96,11 +96,11 @@ def _refuse(config: VllmConfig) -> None:
     for name, given in unsupported.items():
         if given:
             raise UsageError(name, "is not supported for PIPO models in vLLM", "leave it out")
-    for name, plain in (("confidence_inputs", "states"), ("draft_vocab_size", None)):
-        value = getattr(model.hf_config, name)
-        if value != plain:
-            problem = f"a model with {value!r} is not supported in vLLM"
-            raise UsageError(name, problem, "serve it with --engine transformers")
+    if model.hf_config.confidence_inputs != "states":
+        problem = f"a model with {model.hf_config.confidence_inputs!r} is not supported in vLLM"
+        raise UsageError("confidence_inputs", problem, "serve it with --engine transformers")
+    if model.hf_config.draft_vocab_size is not None and config.parallel_config.tensor_parallel_size > 1:
+        raise UsageError("draft_vocab_size", "a shortlist is not cut into ranks", "use --tensor-parallel-size 1")
     for name, tokens in (
         ("max_num_batched_tokens", scheduler.max_num_batched_tokens),
         ("max_num_scheduled_tokens", scheduler.max_num_scheduled_tokens or 0),
