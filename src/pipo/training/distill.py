@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,24 @@ from pipo.training.sft import note_problems, save, student, train_arguments
 from pipo.training.teacher import Teacher, check_same_tokens
 from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
 
+if TYPE_CHECKING:
+    from pipo.training.served import ServedStudent
+
 
 def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     """Train by the recipe and save the result in its output folder. Raises `UsageError`."""
     args = train_arguments(recipe)
     checkpoint = last_checkpoint(recipe.output, resume, args.world_size)
+    if recipe.rollout.engine == "vllm" and args.world_size > 1:
+        raise UsageError("rollout.engine", f"vllm with {args.world_size} ranks is not supported", "use one, or local")
     tokenizer, prompts = prepare(recipe)
     build = partial(student, recipe, args.seed)
     trainer = DistillTrainer(args=args, recipe=recipe, tokenizer=tokenizer, train_dataset=prompts, build=build)
-    trainer.run(checkpoint)
+    try:
+        trainer.run(checkpoint)
+    finally:
+        if trainer.served is not None:
+            trainer.served.close()
     save(trainer, tokenizer, recipe, build)
 
 
@@ -102,6 +111,7 @@ class DistillTrainer(StepTrainer):
         self.recipe, self.tokenizer, self.collate = recipe, tokenizer, collate
         self.reader = build().to(self.args.device) if self.is_fsdp_enabled else model
         self.weights: Weights = recipe.loss
+        self.served: ServedStudent | None = None
         compare, pad = compare_by(recipe.divergence), tokenizer.pad_token_id
         self.teacher = (
             Teacher.with_adapter_off(self.reader, compare, pad)
@@ -120,20 +130,37 @@ class DistillTrainer(StepTrainer):
         """Nothing to count before the prompts are answered."""
 
     def refresh_reader(self) -> None:
-        """The student's weights of this step, for the copy that decodes. All ranks take part."""
+        """The student's weights of this step, for what decodes. All ranks take part."""
         if self.is_fsdp_enabled:
             whole = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
             self.reader.load_state_dict(whole)
+        if self.recipe.rollout.engine == "vllm":
+            self.served = self.served or self.serve()
+            self.served.take_over(self.reader)
+
+    def serve(self) -> ServedStudent:
+        """vLLM on the folder that training starts from."""
+        from pipo.training.served import ServedStudent
+
+        return ServedStudent(
+            resolve(self.recipe.model),
+            self.recipe.rollout,
+            dtype="bfloat16" if self.args.bf16 else "float32",
+            answers=self.args.per_device_train_batch_size,
+        )
 
     def answer(self, prompts: list[list[int]], part: int) -> dict[str, Tensor]:
         """Prompts -> a batch of the student's answers. `part` numbers the step's batches on this rank.
 
         Draws belong to a prompt's number within the step, so that they do not depend on how many ranks share it.
         """
-        student = self.reader.get_base_model() if self.recipe.lora else self.reader
         first = (part * self.args.world_size + self.args.process_index) * self.args.per_device_train_batch_size
         seed = f"{self.args.seed}/{self.state.global_step}"
-        answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed, first)
+        if self.served is not None:
+            answers = self.served.roll_out(prompts, seed, first)
+        else:
+            student = self.reader.get_base_model() if self.recipe.lora else self.reader
+            answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed, first)
         self.note(answers)
         layouts = [answer.layout(self.tokenizer.pad_token_id) for answer in answers]
         batch = self.collate([{"input_ids": layout.ids, "labels": layout.labels} for layout in layouts])

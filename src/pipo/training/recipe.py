@@ -157,8 +157,10 @@ class Prompts(Section):
 
 
 class Rollout(Section):
-    """How the student answers: its own PIPO decoding."""
+    """How the student answers: its own PIPO decoding, by the local decoder or in vLLM."""
 
+    engine: Literal["local", "vllm"] = "local"
+    memory_share: float = Field(default=0.3, gt=0, lt=1, description="of the GPU, for vLLM's weights and cache")
     max_new_tokens: int = Field(default=512, ge=1, description="real tokens")
     threshold: float = Field(default=0.9, ge=0, allow_inf_nan=False, description="confidence threshold")
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -171,8 +173,17 @@ class Rollout(Section):
         ge=1,
         allow_inf_nan=False,
         description="answers that need more than this many times the steps of three quarters of their batch are cut "
-        "there, so that a few long ones do not hold it up; null: none are",
+        "there, so that a few long ones do not hold it up; null: none are; of the local decoder",
     )
+
+    @model_validator(mode="after")
+    def _of_this_engine(self) -> Rollout:
+        given = self.model_fields_set
+        if self.engine == "vllm" and "tail" in given:
+            raise ValueError("tail: vLLM fills the places of answers that end early; leave it out")
+        if self.engine == "local" and "memory_share" in given:
+            raise ValueError("memory_share: of engine vllm; leave it out")
+        return self
 
 
 class Divergence(Section):

@@ -12,6 +12,7 @@ import torch
 from pipo.data.layout import Layout
 from pipo.decoding.generate import generate
 from pipo.decoding.reader import left_pad
+from pipo.engine import Sampling
 from pipo.pairing import IGNORE, Slot, pad_to_even
 from pipo.training import recipe
 
@@ -40,6 +41,16 @@ class Answer:
         return out
 
 
+def seeds(seed: str, first: int, number: int) -> list[int]:
+    """Of the answers to a batch, whose first one has the number `first` in its step."""
+    return [random.Random(f"{seed}/{first + row}").getrandbits(63) for row in range(number)]
+
+
+def sampling(how: recipe.Rollout) -> Sampling:
+    """How answers are drawn."""
+    return Sampling(how.temperature, how.top_p, how.top_k, how.presence_penalty, how.repetition_penalty)
+
+
 @torch.no_grad()
 def roll_out(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: recipe.Rollout, seed: str, first: int = 0
@@ -50,26 +61,20 @@ def roll_out(
     """
     pad = model.config.pad_token_id
     ids, mask = left_pad(prompts, pad, model.device)
-    seeds = [random.Random(f"{seed}/{first + row}").getrandbits(63) for row in range(len(prompts))]
     training = model.training
     model.eval()
     out = generate(
         model,
         input_ids=ids,
         attention_mask=mask,
-        do_sample=True,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        top_k=how.top_k,
-        presence_penalty=how.presence_penalty,
-        repetition_penalty=how.repetition_penalty,
         max_new_tokens=how.max_new_tokens,
         confidence_threshold=how.threshold,
         eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
         pad_token_id=pad,
-        generators=[torch.Generator(model.device).manual_seed(one) for one in seeds],
+        generators=[torch.Generator(model.device).manual_seed(one) for one in seeds(seed, first, len(prompts))],
         tail=how.tail,
         return_dict_in_generate=True,
+        **sampling(how).options(),
     )
     model.train(training)
     return [

@@ -13,7 +13,7 @@ from pipo.errors import UsageError
 from pipo.pairing import Slot
 from pipo.shipped import resolve
 from pipo.vllm.plugin import check_version
-from pipo.vllm.requests import DETAILED, FORCE, THRESHOLD
+from pipo.vllm.requests import DETAILED, FORCE, RECORD, THRESHOLD
 
 SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -86,8 +86,9 @@ class VllmEngine:
         seeds: Sequence[int] | None = None,
         ignore_eos: bool = False,
         arrived: float | None = None,
+        with_rejected: bool = False,
     ) -> list[Completion]:
-        """Decode a batch. vLLM does not say which drafts were rejected: PAD stands for them in the slots.
+        """Decode a batch. In the slots PAD stands for rejected drafts, unless `with_rejected` and `keep_drafts`.
 
         Times are vLLM's own, from a request's arrival in its front end; `arrived` is not used.
         """
@@ -108,19 +109,29 @@ class VllmEngine:
                 max_tokens=max_new_tokens,
                 seed=None if seeds is None else seeds[row],
                 ignore_eos=ignore_eos,
-                extra_args=extra,
+                extra_args=extra | ({RECORD: str(row)} if with_rejected else {}),
             )
             for row in range(len(prompts))
         ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self.llm.generate(asked, params, use_tqdm=False)
         self.statistics = [out.outputs[0].spec_decode_metrics for out in outputs]
-        return [self._completion(out) for out in outputs]
+        drafts = self.llm.collective_rpc("take_drafts")[0] if with_rejected else {}
+        return [self._completion(out, drafts.get(str(row))) for row, out in enumerate(outputs)]
 
-    def _completion(self, out: Any) -> Completion:
+    def keep_drafts(self) -> None:
+        """From here on `complete` can say what was drafted and rejected."""
+        self.llm.collective_rpc("keep_drafts")
+
+    def take_over(self, folder: str) -> None:
+        """Go on with the weights of another folder, of the same model; nothing cached is kept."""
+        self.llm.collective_rpc("take_over", args=(folder,))
+        self.llm.reset_prefix_cache()
+
+    def _completion(self, out: Any, drafts: Sequence[int] | None) -> Completion:
         answer, times = out.outputs[0], out.metrics
         tokens = list(answer.token_ids)
-        slots = self._slots(tokens, answer.spec_decode_metrics)
+        slots = self._slots(tokens, answer.spec_decode_metrics, drafts)
         later = len(tokens) - len(slots[0].tokens)
         return Completion(
             token_ids=tokens,
@@ -132,14 +143,16 @@ class VllmEngine:
             tpot_ms=1000 * (times.last_token_ts - times.first_token_ts) / later if later else None,
         )
 
-    def _slots(self, tokens: list[int], statistics: Any) -> list[Slot]:
-        """Who came with whom, by the statistics of the request."""
+    def _slots(self, tokens: list[int], statistics: Any, drafts: Sequence[int] | None) -> list[Slot]:
+        """Who came with whom, by the statistics of the request. `drafts`: one a step, as far as they are known."""
         if not self.is_pipo:
             return [Slot(token) for token in tokens]
         left, slots = iter(tokens), []
-        for drafted, accepted in zip(statistics.per_step_drafted, statistics.per_step_accepted, strict=True):
+        steps = zip(statistics.per_step_drafted, statistics.per_step_accepted, strict=True)
+        for step, (drafted, accepted) in enumerate(steps):
             token1 = next(left)
-            draft = next(left) if accepted else self.config.pad_token_id if drafted else None
+            rejected = drafts[step] if drafts else self.config.pad_token_id
+            draft = next(left) if accepted else rejected if drafted else None
             slots.append(Slot(token1, draft, None, bool(accepted)))
         return slots
 

@@ -11,19 +11,22 @@ from pipo.pairing import accepts_none, check_force_acceptance, check_threshold
 
 THRESHOLD, FORCE, DETAILED = "confidence_threshold", "force_acceptance", "detailed_metrics"
 """Keys of `SamplingParams.extra_args`, and of `vllm_xargs` over HTTP."""
+RECORD = "draft_record"
+"""A name under which the worker keeps the answer's drafts, where it was told to keep any."""
 
 
 @dataclass(frozen=True)
 class PairOptions:
     """How a request's drafts are judged. `force` keeps a share of them by a seeded coin, whatever the confidence.
 
-    `detailed` adds to the request's statistics, step by step, what was drafted and kept.
+    `detailed` adds to the request's statistics, step by step, what was drafted and kept. `record`: see `RECORD`.
     """
 
     threshold: float
     force: float | None = None
     grammar: bool = False  # the grammar's mask exists for token 1 only
     detailed: bool = False
+    record: str | None = None
 
     @property
     def drafts(self) -> bool:
@@ -39,6 +42,7 @@ class PairOptions:
             force=None if force is None else check_force_acceptance(force),
             grammar=params.structured_outputs is not None,
             detailed=bool(extra.get(DETAILED, False)),
+            record=extra.get(RECORD),
         )
 
 

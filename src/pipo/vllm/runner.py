@@ -43,6 +43,7 @@ class Rows:
     drafts: Tensor  # bool [B]: is a draft compared at all?
     mute: Any  # bool [B], numpy: the others
     threshold: Tensor  # float32 [B]
+    records: list[str | None]  # names under which drafts are kept
     coins: dict[int, Coin]
 
 
@@ -51,6 +52,7 @@ class PairRunner(GPUModelRunner):
 
     pair_forward: Forward | None = None
     pair_rows: Rows | None = None
+    pair_drafts: dict[str, list[int]] | None = None  # of requests with a name for it; None: none are kept
     pair_coins: dict[str, Coin]
 
     # -- the forward ---------------------------------------------------------------------------------------------------
@@ -95,6 +97,8 @@ class PairRunner(GPUModelRunner):
         logits2 = self.model.draft_logits(states)
         second = self._draw(logits2, rows.metadata, unfinished, token1)
         token2 = second.sampled_token_ids[:, :1].long()
+        if self.pair_drafts is not None:
+            self._keep_drafts(token2[:, 0].tolist(), rows, unfinished)
         kept = self._accept(hidden, states, rows, unfinished)
         kept &= logits2.gather(1, token2)[:, 0] > float("-inf")  # where rules and a shortlist leave nothing to draft
         return self._pairs(first, second, token2[:, 0].where(kept, self.model.pad))
@@ -126,6 +130,13 @@ class PairRunner(GPUModelRunner):
                 kept[row] = coin(confidence[row : row + 1], [0])[0]
         return kept & rows.drafts
 
+    def _keep_drafts(self, drafts: list[int], rows: Rows, unfinished: Any) -> None:
+        """Whether they are accepted or not: distillation learns from both."""
+        assert self.pair_drafts is not None
+        for row, name in enumerate(rows.records):
+            if name is not None and not unfinished[row]:
+                self.pair_drafts.setdefault(name, []).append(drafts[row])
+
     def _rows(self) -> Rows:
         metadata = self.input_batch.sampling_metadata
         if self.pair_rows is None or self.pair_rows.metadata is not metadata:
@@ -146,6 +157,7 @@ class PairRunner(GPUModelRunner):
             drafts=torch.tensor(drafts, device=self.device),
             mute=~np.array(drafts),
             threshold=torch.tensor([one.threshold for one in options], dtype=torch.float32, device=self.device),
+            records=[one.record for one in options],
             coins={row: self.pair_coins[i] for row, i in enumerate(ids) if options[row].force is not None},
         )
 

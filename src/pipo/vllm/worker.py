@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.config import set_current_vllm_config
 from vllm.platforms import current_platform
 
 from pipo.vllm.runner import PairRunner
@@ -21,3 +22,19 @@ class PairWorker(StockWorker):
         super().init_device()
         stock: Any = type(self.model_runner)
         self.model_runner.__class__ = type(f"Pair{stock.__name__}", (PairRunner, stock), {})
+
+    # -- for a trainer, over `collective_rpc` --------------------------------------------------------------------------
+
+    def keep_drafts(self) -> None:
+        """From here on, note the drafts of requests that have a name for it."""
+        self.model_runner.pair_drafts = {}
+
+    def take_drafts(self) -> dict[str, list[int]]:
+        """By name, one a step; they are forgotten here."""
+        drafts, self.model_runner.pair_drafts = self.model_runner.pair_drafts, {}
+        return drafts or {}
+
+    def take_over(self, folder: str) -> None:
+        """Replace the weights by those of a folder."""
+        with set_current_vllm_config(self.vllm_config):
+            self.model_runner.reload_weights(weights_path=folder)
