@@ -179,7 +179,7 @@ class Rollout(Section):
     @model_validator(mode="after")
     def _of_this_engine(self) -> Rollout:
         given = self.model_fields_set
-        if self.engine == "vllm" and "tail" in given:
+        if self.engine == "vllm" and "tail" in given and self.tail is not None:
             raise ValueError("tail: vLLM fills the places of answers that end early; leave it out")
         if self.engine == "local" and "memory_share" in given:
             raise ValueError("memory_share: of engine vllm; leave it out")
