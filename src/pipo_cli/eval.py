@@ -35,6 +35,7 @@ METHODS = (
 )
 BASE = "The model of all but `pipo`. Default: what MODEL was trained from; demo-base for demo."
 ENGINE = "local, or vllm for regular and pipo: --batch-size answers at a time, of any length."
+REPLICAS = "Of vLLM, on GPUs one each: they share the answers out."
 PASS_K = "The k of pass@k, at most --samples, which is the default."
 LIMIT = "Questions of each task. Default: 200 of generated tasks, all of files."
 THRESHOLD = "Keep drafts of at least this confidence. Default: the model's own."
@@ -61,6 +62,7 @@ def eval_(
     thresholds: Annotated[str | None, typer.Option(metavar="τ[,τ]", help=THRESHOLDS)] = None,
     thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help=THINKING)] = None,
     engine: Annotated[str, typer.Option(help=ENGINE)] = "local",
+    replicas: Annotated[int, typer.Option(help=REPLICAS)] = 1,
     batch_size: Annotated[int, typer.Option(help="Answers decoded at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
@@ -89,6 +91,7 @@ def eval_(
         thresholds=_numbers(thresholds),
         thinking=thinking,
         engine=engine,
+        replicas=replicas,
         batch_size=batch_size,
         dtype=dtype,
         device=device,

@@ -58,6 +58,18 @@ def test_greedy_answers_are_the_local_engines(options):
     assert summary["provenance"]["engine"] == "vllm"
 
 
+@pytest.mark.slow
+def test_replicas_give_the_same_answers(options, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    options = replace(options, methods=("pipo",), timing=False)
+    evaluate(options)
+    two = replace(options, replicas=2, output=options.output.parent / "two")
+    evaluate(two)
+    one, other = lines(options.output), lines(two.output)
+    assert one.keys() == other.keys() and len(one) == 8
+    assert {key: line["text"] for key, line in one.items()} == {key: line["text"] for key, line in other.items()}
+
+
 def test_a_sweep_shares_one_engine(options):
     swept = evaluate(replace(options, methods=("pipo",), thresholds=(0.0, 2.0)))["tasks"]["sums"]
     assert swept["pipo@0"]["acceptance_rate"] == 1.0
@@ -66,7 +78,11 @@ def test_a_sweep_shares_one_engine(options):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"methods": ("regular", "speculative")}, "speculative"), ({"device": "cpu"}, "--device")],
+    [
+        ({"methods": ("regular", "speculative")}, "speculative"),
+        ({"device": "cpu"}, "--device"),
+        ({"engine": "local", "replicas": 2}, "--replicas"),
+    ],
 )
 def test_what_it_cannot_do_is_refused(options, changes, message):
     with pytest.raises(UsageError, match=message):

@@ -20,6 +20,7 @@ from pipo.shipped import resolve
 
 if TYPE_CHECKING:
     from pipo.vllm.engine import VllmEngine
+    from pipo.vllm.replicas import Replicas
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Contestant:
     """A method with its model. `threshold` is of `pipo` alone, None for the others.
 
     force_acceptance: share of the drafts that a coin keeps instead.
-    served: what vLLM is started with, None for the local engine.
+    served: what vLLM is started with, None for the local engine; `replicas` of it share the answers out.
     """
 
     method: str
@@ -38,21 +39,25 @@ class Contestant:
     device: str
     force_acceptance: float | None = None
     served: dict[str, Any] | None = None
+    replicas: int = 1
     engines: dict[str, Any] = field(default_factory=dict)
     """Loaded models by path: methods share them."""
 
     @property
-    def engine(self) -> Any:  # LocalEngine | VllmEngine
+    def engine(self) -> Any:  # LocalEngine | VllmEngine | Replicas
         """The loaded model, once."""
         if self.path not in self.engines:
             self.engines[self.path] = self._load()
         return self.engines[self.path]
 
-    def _load(self) -> LocalEngine | VllmEngine:
+    def _load(self) -> LocalEngine | VllmEngine | Replicas:
         if self.served is None:
             return LocalEngine.load(self.path, dtype=self.dtype, device=self.device)
         from pipo.vllm.engine import VllmEngine
+        from pipo.vllm.replicas import Replicas
 
+        if self.replicas > 1:
+            return Replicas.load(self.path, self.replicas, dtype=self.dtype, **self.served)
         return VllmEngine.load(self.path, dtype=self.dtype, **self.served)
 
     def complete(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Completion]:
@@ -107,6 +112,7 @@ def contestants(options: EvalOptions) -> list[Contestant]:
     if not is_pipo and options.threshold is not None:
         raise UsageError("--threshold", f"{options.model} is no PIPO model", "leave it out")
     common: dict[str, Any] = {"dtype": options.dtype, "device": options.load_device(), "served": served, "engines": {}}
+    common["replicas"] = options.replicas
     found = []
     if set(methods) != {"pipo"}:
         name, base = _base(options, config) if is_pipo else (options.model, config)
@@ -129,7 +135,8 @@ def _served(options: EvalOptions, methods: Sequence[str]) -> dict[str, Any] | No
     from pipo.vllm.engine import engine_memory
 
     models = ("pipo" in methods) + (set(methods) != {"pipo"})
-    return {"max_num_seqs": options.batch_size} | engine_memory(models)
+    seats = -(-options.batch_size // options.replicas)
+    return {"max_num_seqs": seats} | engine_memory(models, options.replicas)
 
 
 def _check_drafts(method: str, name: str, config: Any) -> None:

@@ -43,6 +43,7 @@ class EvalOptions:
     thresholds: tuple[float, ...] = ()
     thinking: bool | None = None
     engine: str = "local"
+    replicas: int = 1
     batch_size: int = 8
     dtype: str = "auto"
     device: str = "auto"
@@ -56,7 +57,7 @@ class EvalOptions:
         _check_name("--engine", self.engine, ENGINES)
         self._check_served()
         _check_name("--dtype", self.dtype, DTYPES)
-        for option in ("samples", "limit", "batch_size", "pass_k"):
+        for option in ("samples", "limit", "batch_size", "pass_k", "replicas"):
             _check_count(option, getattr(self, option))
         if self.pass_k is not None and self.pass_k > self.samples:
             problem = f"{self.pass_k} is more than the samples of a question ({self.samples})"
@@ -72,6 +73,8 @@ class EvalOptions:
 
     def _check_served(self) -> None:
         if self.engine != "vllm":
+            if self.replicas != 1:
+                raise UsageError("--replicas", "goes with --engine vllm", "leave it out")
             return
         if find_spec("vllm") is None:
             raise UsageError("--engine", "vLLM is not installed", "pip install 'pipo-lm[vllm]', or use local")
