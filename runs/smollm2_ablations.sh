@@ -6,13 +6,13 @@ cd "$(dirname "$0")/.."
 OUT=out/smollm2
 ARMS=$OUT/ablations
 mkdir -p "$ARMS"
-[ -d "$OUT/pipo_start" ] || .venv/bin/pipo convert demo-base "$OUT/pipo_start"
+[ -d "$ARMS/start" ] || .venv/bin/pipo convert demo-base "$ARMS/start"
 
 arm() {
   local name=$1
   shift
   [ -f "$ARMS/$name/config.json" ] ||
-    .venv/bin/pipo sft --config runs/smollm2_pipo.yaml --resume "output=$ARMS/$name" 'lora={rank: 64, alpha: 64}' \
+    .venv/bin/pipo sft --config runs/smollm2_pipo.yaml --resume "model=$ARMS/start" "output=$ARMS/$name" 'lora={rank: 64, alpha: 64}' \
       trainer.max_steps=100 trainer.save_steps=100 "$@"
 }
 arm shift

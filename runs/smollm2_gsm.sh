@@ -22,7 +22,9 @@ train() {
   $python -m pipo.shipped "$OUT/regular/adapter" demo-base
 
   # (b) PIPO-SFT from it
-  [ -d "$OUT/pipo_start" ] || $pipo convert demo-base "$OUT/pipo_start"
+  if [ ! -d "$OUT/pipo_start" ]; then
+    if [ -n "${FRESH:-}" ]; then $pipo convert demo-base "$OUT/pipo_start"; else $python -m pipo.shipped "$OUT/pipo_start" demo-start; fi
+  fi
   [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume ${FRESH:+'lora={rank: 64, alpha: 64}'}
   $python -m pipo.shipped "$OUT/pipo/adapter" demo 0.7
 }

@@ -21,17 +21,8 @@ from pipo.shipped import resolve
 EXAMPLES = 8
 
 
-def plain_copy(model: Any) -> None:
-    """MTP: last layer and final norm copied, the fusion the mean of its two normalised inputs"""
-    size = model.config.hidden_size
-    model.mtp.decoder.norm.load_state_dict(model.backbone.norm.state_dict())
-    model.mtp.pre_fc_norm_hidden.weight.fill_(1)
-    model.mtp.fc.weight.copy_(torch.eye(size).repeat(1, 2) * 0.5)
-
-
 def random_fusion(model: Any) -> None:
-    """MTP: the same, the fusion drawn from N(0, 0.02)"""
-    plain_copy(model)
+    """MTP: the fusion drawn from N(0, 0.02)"""
     model.mtp.fc.weight.normal_(0, 0.02)
 
 
@@ -56,13 +47,12 @@ class Start:
 
 
 STARTS = {
-    "ours": Start(f"ours: compressor mlp, residual {RESIDUAL}; MTP head as `MtpHead.grow` makes it"),
+    "ours": Start(f"ours: compressor mlp, residual {RESIDUAL}; MTP: last layer, final norm, mean of the inputs"),
     "sum": Start("compressor: residual 1, a + b", residual=1.0),
     "mean": Start("compressor: residual 0.5, the mean", residual=0.5),
     "released": Start("compressor: as released, SiLU(a) + SiLU(b)", residual=0.0),
     "random": Start(str(random_compressor.__doc__), residual=0.0, change=random_compressor),
     "linear": Start(f"compressor: linear, residual {RESIDUAL}", compressor="linear"),
-    "mtp_copy": Start(str(plain_copy.__doc__), change=plain_copy),
     "mtp_random_fusion": Start(str(random_fusion.__doc__), change=random_fusion),
 }
 

@@ -22,9 +22,6 @@ STOCK_ID = "HuggingFaceTB/SmolLM2-135M-Instruct (dequantised Q4_1)"
 SCALE = ".scale"
 """Suffix of the tensors that hold the rows' scales of a packed matrix."""
 
-BUILD = b"2"
-"""Changes when folders that were built before must be built anew."""
-
 PAD_TOKEN = "<empty_output>"
 """SmolLM2's reserved token that no template uses."""
 
@@ -119,11 +116,25 @@ def _build_demo(folder: Path) -> None:
 
     source = resolve("demo-base")
     tokenizer = load_tokenizer(source)
-    model = _merged(from_base(source, tokenizer=tokenizer), "demo")
+    facts = demo_facts()
+    start = from_base(source, tokenizer=tokenizer, residual=facts.pop("compressor_residual"))
+    model = _merged(start, "demo")
     model.config.base_model = "demo-base"
-    facts = json.loads((ASSETS / "demo" / "facts.json").read_text())
     model.generation_config.confidence_threshold = facts.pop("confidence_threshold")
     save_model(model, tokenizer, folder, base="demo-base", data=["smollm2_mix"], license="apache-2.0", **facts)
+
+
+def demo_facts() -> dict[str, Any]:
+    """What `demo` stores, and what its adapter does not say of the model that it was trained on."""
+    facts: dict[str, Any] = json.loads((ASSETS / "demo" / "facts.json").read_text())
+    return facts
+
+
+def write_start(folder: str) -> None:
+    """The model that the adapter of `demo` was trained on, to go on from."""
+    from pipo.convert import convert
+
+    convert("demo-base", folder, residual=demo_facts()["compressor_residual"])
 
 
 def _merged(model: Any, name: str) -> Any:
@@ -161,7 +172,9 @@ def pack(adapter: Path, name: str, threshold: float | None = None) -> None:
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     _pack_tensors(adapter / "adapter_model.safetensors", target / "adapter_model.safetensors")
     if threshold is not None:
-        (target / "facts.json").write_text(json.dumps({"confidence_threshold": threshold}) + "\n")
+        run = json.loads((adapter.parent / "config.json").read_text())
+        facts = {"confidence_threshold": threshold, "compressor_residual": run["compressor_residual"]}
+        (target / "facts.json").write_text(json.dumps(facts) + "\n")
 
 
 def pack_mtp(file: Path) -> None:
@@ -188,11 +201,15 @@ def _pack_tensors(file: Path, target: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """`python -m pipo.shipped ADAPTER_FOLDER demo-base`, `... demo THRESHOLD`, or `... MTP_FILE demo-base-mtp`."""
+    """`python -m pipo.shipped ADAPTER_FOLDER demo-base`, `... demo THRESHOLD`, or `... MTP_FILE demo-base-mtp`;
+    `... FOLDER demo-start` writes what the adapter of `demo` was trained on.
+    """
     if len(argv) == 2 and argv[1] == "demo-base":
         pack(Path(argv[0]), argv[1])
     elif len(argv) == 2 and argv[1] == "demo-base-mtp":
         pack_mtp(Path(argv[0]))
+    elif len(argv) == 2 and argv[1] == "demo-start":
+        write_start(argv[0])
     elif len(argv) == 3 and argv[1] == "demo":
         pack(Path(argv[0]), argv[1], float(argv[2]))
     else:
