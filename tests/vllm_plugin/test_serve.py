@@ -127,7 +127,8 @@ def test_a_tool_is_called_by_vllms_parser(client, local):
     blanks = {str(local.tokenizer.convert_tokens_to_ids(blank)): -100 for blank in "ĠĊĉč"}  # legal in JSON, and endless
     reply = chat(client, 2, 60, tools=[tool], tool_choice=choice, logit_bias=blanks)
     (call,) = reply.choices[0].message.tool_calls
-    assert call.function.name == "switch" and json.loads(call.function.arguments)["on"] in (1, 2)
+    assert call.function.name == "switch"
+    json.loads(call.function.arguments)  # vLLM promises JSON here, not the schema
 
 
 def test_soak(server, local):
