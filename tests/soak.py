@@ -84,7 +84,7 @@ class Client:
                     self.count("aborted")
                     return None
                 if line.startswith("data: {"):
-                    texts.append(json.loads(line[6:])["choices"][0]["delta"]["content"])
+                    texts.append(json.loads(line[6:])["choices"][0]["delta"].get("content") or "")
                     left = None if left is None else left - 1
         if rng:  # it ended before
             self.count("aborted")
