@@ -28,11 +28,8 @@ class ServedStudent:
     """The model of a folder in vLLM. `close` ends its processes."""
 
     def __init__(self, folder: str, how: recipe.Rollout, dtype: str, answers: int) -> None:
-        settings = engine_memory(1)
-        if "gpu_memory_utilization" in settings:
-            settings["gpu_memory_utilization"] = how.memory_share
-        self.how = how
-        self.engine = VllmEngine.load(folder, dtype=dtype, max_num_seqs=answers, **settings)
+        self.how, memory = how, engine_memory(1, share=how.memory_share)
+        self.engine = VllmEngine.load(folder, dtype=dtype, max_num_seqs=answers, **memory)
         self.engine.keep_drafts()
 
     def take_over(self, model: Any) -> None:

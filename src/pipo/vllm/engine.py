@@ -28,14 +28,17 @@ GPU_SHARE = 0.9
 """Of a GPU's memory, for all engines that share it."""
 
 
-def engine_memory(engines: int, replicas: int = 1) -> dict[str, Any]:
-    """Settings of each of several engines that share a GPU, or with their replicas a CPU. Raises `UsageError`."""
+def engine_memory(engines: int, replicas: int = 1, share: float = GPU_SHARE) -> dict[str, Any]:
+    """Settings of each of several engines that have this share of a GPU, or with their replicas a CPU, to themselves.
+
+    Raises `UsageError`.
+    """
     check_version()
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
         return {"kv_cache_memory_bytes": CPU_BYTES // (engines * replicas)}
-    return {"kv_cache_memory_bytes": None, "gpu_memory_utilization": GPU_SHARE / engines}
+    return {"kv_cache_memory_bytes": None, "gpu_memory_utilization": share / engines}
 
 
 def find_folder(source: str) -> str:

@@ -100,7 +100,8 @@ class PairRunner(GPUModelRunner):
         if self.pair_drafts is not None:
             self._keep_drafts(token2[:, 0].tolist(), rows, unfinished)
         kept = self._accept(hidden, states, rows, unfinished)
-        kept &= logits2.gather(1, token2)[:, 0] > float("-inf")  # where rules and a shortlist leave nothing to draft
+        if self.model.draft_ids is not None:  # rules and a shortlist may leave nothing to draft
+            kept &= logits2.gather(1, token2)[:, 0] > float("-inf")
         return self._pairs(first, second, token2[:, 0].where(kept, self.model.pad))
 
     def _draft(self, token1: Tensor, unfinished: Any) -> tuple[Tensor, Tensor]:  # [B] -> [B, H], [B, H]
