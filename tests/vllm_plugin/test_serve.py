@@ -1,57 +1,26 @@
 """`pipo serve` where vLLM is installed: real servers, OpenAI's client, replicas behind vLLM's router."""
 
 import json
-import os
 import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
+import torch
 from asking import expected, gauge, question
+from server_process import Process
 from soak import soak
+from transformers import AutoTokenizer
+
+from pipo.engine import LocalEngine
 
 pytestmark = pytest.mark.slow
-SRC = Path(__file__).parents[2] / "src"
-START_SECONDS = 600
 PARSERS = ("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-
-
-class Process:
-    """A server on a free port, once it is healthy."""
-
-    def __init__(self, log, arguments, more=(), **environment):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{self.port}", log
-        path = os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")])
-        env = os.environ | {"PYTHONPATH": path, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | environment
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                [*arguments, "--port", str(self.port), *more], env=env, stdout=out, stderr=out
-            )
-
-    def wait(self):
-        """Until it answers."""
-        end = time.monotonic() + START_SECONDS
-        while True:
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
-            try:
-                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return self
-            except httpx2.HTTPError:
-                pass
-            time.sleep(0.5)
-
-    def stop(self):
-        """The exit code."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        return self.process.wait(120)
+HALF = "\ufffd"
+"""A character that is not whole: vLLM holds it back at the end."""
+SAID = 189
+"""A token that the model says, at both places of a pair, and that no question has."""
 
 
 def pipo_serve(folder, log, *more):
@@ -76,8 +45,7 @@ def client(server):
 
 
 def text_of(wanted):
-    """vLLM holds back a character that is not whole at the end."""
-    return wanted.text.rstrip("\ufffd")
+    return wanted.text.rstrip(HALF)
 
 
 def chat(client, number, count, **fields):
@@ -129,6 +97,46 @@ def test_a_tool_is_called_by_vllms_parser(client, local):
     (call,) = reply.choices[0].message.tool_calls
     assert call.function.name == "switch"
     json.loads(call.function.arguments)  # vLLM promises JSON here, not the schema
+
+
+@pytest.fixture(scope="module")
+def thinker(folder, tmp_path_factory):
+    """The model, but what was its token SAID in place of is `</think>`."""
+    from pipo.model import PipoForCausalLM
+
+    thinking = tmp_path_factory.mktemp("thinker")
+    model, tokenizer = PipoForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    swapped = [SAID, tokenizer.convert_tokens_to_ids("</think>")]
+    with torch.no_grad():
+        rows = model.get_input_embeddings().weight
+        rows[swapped] = rows[swapped[::-1]]
+    model.save_pretrained(thinking)
+    tokenizer.save_pretrained(thinking)
+    return str(thinking)
+
+
+def test_thoughts_are_parted_from_the_answer_by_vllms_parser(thinker, tmp_path):
+    """Wherever in a pair the mark between them falls, streamed or not."""
+    import openai
+
+    local, places = LocalEngine.load(thinker), set()
+    mark = local.tokenizer.convert_tokens_to_ids("</think>")
+    running = pipo_serve(thinker, tmp_path / "log", "--", "--reasoning-parser", "deepseek_r1", "--enforce-eager")
+    try:
+        with openai.OpenAI(base_url=f"{running.wait().url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            for number in range(12):
+                wanted = expected(local, local.encode(question(number)), 21, 0.5)
+                places |= {slot.tokens.index(mark) for slot in wanted.slots if mark in slot.tokens}
+                thoughts, _, answer = local.tokenizer.decode(wanted.token_ids).rstrip(HALF).partition("</think>")
+                message = chat(client, number, 21).choices[0].message
+                assert (message.reasoning, message.content or "") == (thoughts, answer)
+                deltas = [chunk.choices[0].delta for chunk in chat(client, number, 21, stream=True)]
+                assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == thoughts
+                assert "".join(delta.content or "" for delta in deltas) == answer
+    finally:
+        running.stop()
+    assert places == {0, 1}
 
 
 def test_soak(server, local):

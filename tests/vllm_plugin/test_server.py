@@ -1,17 +1,14 @@
 """vLLM's own OpenAI server on a PIPO folder, with no flags but the port."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from served import draw, reference
+from server_process import Process
 
 pytestmark = pytest.mark.slow
 
@@ -19,36 +16,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     """Its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        folder,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    env = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1"]
     log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen([sys.executable, *command, "--dtype", "float32"], env=env, stdout=out, stderr=out)
-        address = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(600):
-                assert process.poll() is None, log.read_text()[-3000:]
-                try:
-                    urllib.request.urlopen(f"{address}/health")
-                    break
-                except OSError:
-                    time.sleep(1)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(120)
+    running = Process(log, command, ["--dtype", "float32"], VLLM_CPU_KVCACHE_SPACE="1")
+    yield running.wait().url
+    running.stop()
 
 
 def post(address, body, path="completions"):

@@ -58,10 +58,9 @@ class Sampler:
     def __call__(self, logits: Tensor, histories: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
         """logits [B, V]; histories: one [1, T_i] a row, what its processors see; rows: generator of each row."""
         scores, ids = self._process(logits.float(), histories)
-        ruled_out = scores.amax(-1, keepdim=True) == float("-inf")
-        scores = scores.masked_fill(ruled_out, 0.0)
-        choice = self.pick(torch.softmax(scores, dim=-1) if self.do_sample else scores, rows)[:, None]
+        choice = self.pick(_softmax(scores) if self.do_sample else scores, rows)[:, None]
         token = choice if ids is None else ids.gather(1, choice)
+        ruled_out = scores.gather(1, choice) == float("-inf")
         ruled_out |= logits.gather(1, token) == float("-inf")  # some processors force what the logits rule out
         return token.masked_fill(ruled_out, NOTHING).squeeze(1)
 
@@ -99,3 +98,9 @@ class Sampler:
             else:
                 scores = torch.cat([processor(seen, scores[i : i + 1]) for i, seen in enumerate(histories)])
         return scores, ids
+
+
+def _softmax(scores: Tensor) -> Tensor:  # [B, n] -> [B, n]
+    """Of a row that rules out all: equal shares."""
+    nothing = scores.amax(-1, keepdim=True) == float("-inf")
+    return torch.softmax(scores.masked_fill(nothing, 0.0), dim=-1)
