@@ -77,6 +77,15 @@ def test_an_answer_depends_on_its_seed_alone(tiny_pipo):
     assert model.training
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_teacher_reads_in_the_students_precision(tiny_pipo, prompts, tmp_path, monkeypatch, bf16):
+    states, seen = Teacher.states, []
+    monkeypatch.setattr(Teacher, "states", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or states(*a))
+    trainer = TRAINER | {"max_steps": 1, "bf16": bf16}
+    distill(recipe(tiny_pipo, prompts, tmp_path / "out", trainer=trainer, lora={"rank": 2}))
+    assert seen == [bf16]
+
+
 @torch.no_grad()
 def test_the_trainer_reads_an_answer_as_the_decoder_did(tiny_pipo):
     """Teacher-forced on an answer's layout, the argmax is the greedy answer, rejected drafts included."""

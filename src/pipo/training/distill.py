@@ -185,6 +185,6 @@ class DistillTrainer(StepTrainer):
             self._metrics[name] = self._metrics.get(name, 0) + pair
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
-        teacher, drafts = self.teacher.states(inputs), token2_targets(inputs["labels"])
+        teacher, drafts = self.taught(self.teacher, inputs), token2_targets(inputs["labels"])
         out = model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher, drafts=drafts)
         return weighted_loss(out, self.weights)

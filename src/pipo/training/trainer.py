@@ -15,7 +15,7 @@ from pipo.drafted import draft_targets
 from pipo.pairing import IGNORE, token1_targets, token2_targets
 from pipo.training.divergence import labelled
 from pipo.training.recipe import Loss, Weights
-from pipo.training.teacher import Teacher
+from pipo.training.teacher import Teacher, TeacherStates
 
 
 def pair_target_counts(labels: Tensor) -> Tensor:  # [B, T] -> [2]: targets of the backbone, of the MTP head
@@ -122,6 +122,11 @@ class StepTrainer(Trainer):
         """The model's output with `loss`, divided by the step's number of targets."""
         return model(**inputs, num_items_in_batch=num_items_in_batch)
 
+    def taught(self, teacher: Teacher, inputs: dict[str, Tensor]) -> TeacherStates:
+        """The teacher's states, in the precision that the student computes in."""
+        with self.accelerator.autocast():
+            return teacher.states(inputs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
         for name in [name for name in self._metrics if name.startswith("eval_") == bool(prefix)]:
@@ -146,7 +151,7 @@ class PairTrainer(StepTrainer):
         self.teacher = Teacher.load(loss.teacher, compare, pad, self.args.device) if loss.teacher else None
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
-        teacher = self.teacher.states(inputs) if self.teacher is not None and model.training else None
+        teacher = self.taught(self.teacher, inputs) if self.teacher is not None and model.training else None
         return weighted_loss(model(**inputs, num_items_in_batch=num_items_in_batch, teacher=teacher), self.weights)
 
     def total(self, logs: dict[str, float], prefix: str) -> float:
