@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -37,8 +38,11 @@ def write(tmp_path, name, **fields):
     return str(file)
 
 
-def run(verb, recipe, *overrides, ranks=2, fsdp=False, check=True):
+def run(verb, recipe, *overrides, ranks=2, shards=None, check=True):
+    fsdp = shards == "fsdp2"
     program = [str(HERE / "fsdp_on_cpu.py")] if fsdp else PIPO
+    if shards == "zero2":
+        overrides = (*overrides, f"trainer.deepspeed={HERE.parent / 'runs' / 'deepspeed_zero2.json'}")
     command = [*(LAUNCH if ranks == 2 else [sys.executable]), *program, verb, "--config", recipe, *overrides]
     more = {"OMP_NUM_THREADS": "1", **(FSDP2 if fsdp else {})}
     done = subprocess.run(command, env=environment(**more), capture_output=True, text=True)
@@ -109,25 +113,34 @@ def test_two_ranks_of_the_regular_control_are_one_that_accumulates(supervised, t
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
+SHARDS = [
+    "fsdp2",
+    pytest.param("zero2", marks=pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")),
+]
+SHARDED = {"fsdp2": "pytorch_model_fsdp_0", "zero2": "global_step3"}
+"""What a checkpoint of step 3 holds."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_fsdp2_trains_saves_shards_and_resumes(supervised, tmp_path, lora):
+@pytest.mark.parametrize("shards", SHARDS)
+def test_shards_are_trained_saved_and_resumed(supervised, tmp_path, lora, shards):
     run("sft", supervised("one", lora=lora), "trainer.per_device_train_batch_size=4", ranks=1)
-    run("sft", supervised("two", lora=lora), "trainer.max_steps=6", fsdp=True)
-    assert (tmp_path / "two" / "checkpoint-3" / "pytorch_model_fsdp_0").is_dir()
+    run("sft", supervised("two", lora=lora), shards=shards)
+    assert (tmp_path / "two" / "checkpoint-3" / SHARDED[shards]).is_dir()
     assert_same(curve(tmp_path / "one", 6), curve(tmp_path / "two", 6))
     assert_same_weights(tmp_path / "one", tmp_path / "two")
     whole = curve(tmp_path / "two", 6)
     (tmp_path / "two" / "checkpoint-6" / "trainer_state.json").unlink()  # as if it had been killed while it saved
-    run("sft", str(tmp_path / "two.yaml"), "--resume", fsdp=True)
+    run("sft", str(tmp_path / "two.yaml"), "--resume", shards=shards)
     assert_same(whole, curve(tmp_path / "two", 6))
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("shards", [None, *SHARDS])
 @pytest.mark.parametrize("own", [True, False])
-def test_two_ranks_distill_as_one(chats, tiny_pipo, tiny_llama, tmp_path, fsdp, own):
+def test_two_ranks_distill_as_one(chats, tiny_pipo, tiny_llama, tmp_path, shards, own):
     """With the adapter off as the teacher, or with another model."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(Path(chats).read_text().splitlines(keepends=True)[:8]))
@@ -140,11 +153,11 @@ def test_two_ranks_distill_as_one(chats, tiny_pipo, tiny_llama, tmp_path, fsdp, 
     fields |= {"trainer": TRAINER | {"max_steps": 4, "save_steps": 2}} | teacher
     run("distill", write(tmp_path, "one", **fields), "trainer.per_device_train_batch_size=4", ranks=1)
     two = write(tmp_path, "two", **fields)
-    run("distill", two, fsdp=fsdp)
+    run("distill", two, shards=shards)
     assert_same(curve(tmp_path / "one", 4), curve(tmp_path / "two", 4))
     assert_same_weights(tmp_path / "one", tmp_path / "two")
     (tmp_path / "two" / "checkpoint-4" / "trainer_state.json").unlink()
-    run("distill", two, "--resume", fsdp=fsdp)
+    run("distill", two, "--resume", shards=shards)
     assert_same(curve(tmp_path / "one", 4), curve(tmp_path / "two", 4))
 
 

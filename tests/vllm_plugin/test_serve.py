@@ -128,7 +128,7 @@ def test_thoughts_are_parted_from_the_answer_by_vllms_parser(thinker, tmp_path):
             for number in range(12):
                 wanted = expected(local, local.encode(question(number)), 21, 0.5)
                 places |= {slot.tokens.index(mark) for slot in wanted.slots if mark in slot.tokens}
-                thoughts, _, answer = local.tokenizer.decode(wanted.token_ids).rstrip(HALF).partition("</think>")
+                thoughts, _, answer = text_of(wanted).partition("</think>")
                 message = chat(client, number, 21).choices[0].message
                 assert (message.reasoning, message.content or "") == (thoughts, answer)
                 deltas = [chunk.choices[0].delta for chunk in chat(client, number, 21, stream=True)]

@@ -78,7 +78,7 @@ def check_strategy(args: TrainingArguments) -> None:
             "use group_by_length",
         )
     if is_deepspeed_zero3_enabled():
-        raise UsageError("DeepSpeed", "ZeRO-3 is not supported", "use ZeRO-2 (runs/deepspeed_zero2.yaml) or FSDP2")
+        raise UsageError("DeepSpeed", "ZeRO-3 is not supported", "use ZeRO-2 (runs/deepspeed_zero2.json) or FSDP2")
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
