@@ -26,16 +26,26 @@ train() {
     if [ -n "${FRESH:-}" ]; then $pipo convert demo-base "$OUT/pipo_start"; else $python -m pipo.shipped "$OUT/pipo_start" demo-start; fi
   fi
   [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume ${FRESH:+'lora={rank: 64, alpha: 64}'}
-  $python -m pipo.shipped "$OUT/pipo/adapter" demo 0.7
+
+  # (c) on-policy distillation of that, from demo-base, which is its own backbone with the adapter off
+  [ -f "$OUT/distilled/config.json" ] || $pipo distill --config runs/smollm2_distill.yaml --resume
+  $python -m pipo.shipped "$OUT/distilled/adapter" demo 0.7
+
+  # the control of drafting alone: an MTP head for demo-base
+  [ -f "$OUT/mtp/mtp.safetensors" ] || $pipo sft --config runs/smollm2_mtp.yaml --resume
+  $python -m pipo.shipped "$OUT/mtp/mtp.safetensors" demo-base-mtp
 }
 
 # Accuracy, in batches: unseen numbers in known wordings, then held-out wordings.
 accuracy() {
-  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 4 --batch-size 64 --no-timing)
-  $pipo eval demo-base "${common[@]}" --limit 200 --methods regular --output "$OUT/eval/regular"
+  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 4 --batch-size 64 --no-timing --dtype bfloat16)
+  $pipo eval demo-base "${common[@]}" --limit 200 --methods regular,mtp,speculative --output "$OUT/eval/regular"
   $pipo eval demo-base "${common[@]}" --held-out --methods regular --output "$OUT/held_out/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
     $pipo eval demo "${common[@]}" --limit 200 --methods pipo --threshold "$tau" --output "$OUT/eval/pipo_$tau"
+  done
+  for tau in 0.7 2; do # before distillation
+    [ ! -d "$OUT/pipo" ] || $pipo eval "$OUT/pipo" "${common[@]}" --limit 200 --methods pipo --threshold "$tau" --output "$OUT/sft_only/pipo_$tau"
   done
   for tau in 0.7 2; do
     $pipo eval demo "${common[@]}" --held-out --methods pipo --threshold "$tau" --output "$OUT/held_out/pipo_$tau"
@@ -48,7 +58,7 @@ accuracy() {
 # Speed at the same thresholds, one at a time: on an idle machine.
 speed() {
   local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 1 --limit 16)
-  $pipo eval demo-base "${common[@]}" --methods regular --output "$OUT/speed/regular"
+  $pipo eval demo-base "${common[@]}" --methods regular,mtp,speculative --output "$OUT/speed/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
     $pipo eval demo "${common[@]}" --methods pipo --threshold "$tau" --output "$OUT/speed/pipo_$tau"
   done
