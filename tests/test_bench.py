@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import tiny
 
+from pipo.bench import training_estimate
 from pipo.bench.limit import drafted_step_bytes, pair_step_bytes, regular_step_bytes
 from pipo.bench.plot import plot
 from pipo.bench.run import BenchOptions, bench, own_backbone
@@ -151,3 +152,10 @@ def test_check_fails_where_decoder_and_trainer_differ(tiny_pipo, monkeypatch):
 def test_training_memory_stays_within_three_chunks_of_logits(train_head):
     reference = in_new_process(4096, losses=False)
     assert in_new_process(4096, losses=True, train_head=train_head) <= allowed(reference, train_head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["full", "LoRA, checkpointing, bf16"])
+def test_the_estimate_of_a_dry_run_is_what_training_takes(case):
+    found = training_estimate.in_new_process(case, 4096)
+    assert found["estimated"] == pytest.approx(found["measured"], rel=0.15)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,9 @@ CASES = {
     for checkpoint in (False, True)
     for bf16 in (False, True)
 }
+
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""glibc gives freed tensors back at once, so that the process is as large as what is alive in it."""
 
 
 def recipe(folder: str, case: str) -> SftRecipe:
@@ -71,23 +75,24 @@ def compare(case: str, length: int) -> dict[str, float]:
 
 def in_new_process(case: str, length: int) -> dict[str, float]:
     """`compare` in a process of its own, so that peaks do not hide each other."""
-    run = [sys.executable, "-m", "pipo.bench.training_estimate", "--case", case, "--length", str(length)]
-    done = subprocess.run(run, check=True, capture_output=True, text=True)
+    run = [sys.executable, "-m", "pipo.bench.training_estimate", "--measure", "--case", case, "--length", str(length)]
+    done = subprocess.run(run, check=True, capture_output=True, text=True, env=os.environ | GIVEN_BACK)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def main() -> None:
-    """The table, or one case of it."""
+    """The table, or one measurement for it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--measure", action="store_true", help="one case, as JSON")
+    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
     parser.add_argument("--length", type=int, nargs="+", default=LENGTHS, help="tokens")
     args = parser.parse_args()
-    if args.case is not None:
-        print(json.dumps(compare(args.case, args.length[0])))
+    if args.measure:
+        print(json.dumps(compare(args.case[0], args.length[0])))
         return
     print("| training | tokens | estimated MB | measured MB | estimate / measured |\n|---|---|---|---|---|")
-    for case in CASES:
+    for case in args.case:
         for length in args.length:
             found = in_new_process(case, length)
             ratio = found["estimated"] / found["measured"]
