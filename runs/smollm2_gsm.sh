@@ -38,15 +38,14 @@ train() {
 
 # Accuracy, in batches: unseen numbers in known wordings, then held-out wordings.
 accuracy() {
-  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 4 --batch-size 64 --no-timing --dtype bfloat16)
+  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 4 --batch-size 64 --no-timing)
   $pipo eval demo-base "${common[@]}" --limit 200 --methods regular,mtp,speculative --output "$OUT/eval/regular"
   $pipo eval demo-base "${common[@]}" --held-out --methods regular --output "$OUT/held_out/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
     $pipo eval demo "${common[@]}" --limit 200 --methods pipo --threshold "$tau" --output "$OUT/eval/pipo_$tau"
   done
-  for tau in 0.7 2; do # before distillation
-    [ ! -d "$OUT/pipo" ] || $pipo eval "$OUT/pipo" "${common[@]}" --limit 200 --methods pipo --threshold "$tau" --output "$OUT/sft_only/pipo_$tau"
-  done
+  [ ! -d "$OUT/pipo" ] || # before distillation
+    $pipo eval "$OUT/pipo" "${common[@]}" --limit 200 --methods pipo --threshold 0.9 --output "$OUT/sft_only"
   for tau in 0.7 2; do
     $pipo eval demo "${common[@]}" --held-out --methods pipo --threshold "$tau" --output "$OUT/held_out/pipo_$tau"
   done

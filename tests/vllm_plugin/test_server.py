@@ -19,8 +19,10 @@ def server(folder, tmp_path_factory):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1"]
     log = tmp_path_factory.mktemp("server") / "log"
     running = Process(log, command, ["--dtype", "float32"], VLLM_CPU_KVCACHE_SPACE="1")
-    yield running.wait().url
-    running.stop()
+    try:
+        yield running.wait().url
+    finally:
+        running.stop()
 
 
 def post(address, body, path="completions"):
