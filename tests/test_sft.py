@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from pipo import PipoForCausalLM
 from pipo.data.batch import Collator
@@ -224,6 +225,26 @@ def test_a_trained_adapter_is_gone_on_from(data, tiny_pipo, tmp_path):
         sft(recipe(tiny_pipo, data, tmp_path / "third", lora={"adapter": str(tmp_path)}))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["pipo", "regular"])
+def test_compiled_layers_train_as_plain_ones_do(data, tiny_llama, tiny_pipo, tmp_path, objective):
+    model = tiny_pipo if objective == "pipo" else tiny_llama
+    how = {"objective": objective, "lora": {"rank": 4}}
+    sft(recipe(model, data, tmp_path / "plain", **how))
+    sft(recipe(model, data, tmp_path / "compiled", **how, compile=True))
+    plain, compiled = curve(tmp_path / "plain"), curve(tmp_path / "compiled")
+    assert [entry["loss"] for entry in compiled] == pytest.approx([entry["loss"] for entry in plain], rel=1e-4)
+    folders = [str(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("plain", "compiled")]
+    one, other = map(load_file, folders)
+    assert one.keys() == other.keys()
+
+
+def test_compiling_without_a_compiler_is_refused(data, tiny_pipo, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"^compile: needs a C\+\+ compiler"):
+        sft(recipe(tiny_pipo, data, tmp_path, compile=True))
+
+
 def test_the_seed_decides_new_adapters_too(data, tiny_pipo, tmp_path):
     for name in ("a", "b"):
         sft(recipe(tiny_pipo, data, tmp_path / name, lora={"rank": 2}))
@@ -320,10 +341,12 @@ def test_recipes_are_checked_strictly(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text("model: a\noutput: b\ndata: {train: [x]}\n")
     assert load_recipe(SftRecipe, str(file), ["pads.max_ratio=0.25"]).pads.max_ratio == 0.25
+    assert load_recipe(SftRecipe, str(file), ["trainer.learning_rate=1e-4"]).trainer == {"learning_rate": 1e-4}
     for override, message in {
         "pads.max_ration=1": "did you mean 'max_ratio'",
         "dat=1": "did you mean 'data'",
         "trainer.learning_rat=1": "did you mean 'learning_rate'",
+        "trainer.learning_rate=fast": "learning_rate: 'fast' is no number",
         "pads.max_ratio=2": "pads.max_ratio",
         "objective=mtpp": "objective",
         "lora.rank=0": "lora.rank",

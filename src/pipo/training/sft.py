@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipo.base import load_base, load_tokenizer
 from pipo.data.batch import Collator
@@ -123,9 +126,20 @@ def student(recipe: SftRecipe | DistillRecipe, seed: int) -> Any:
         return load_drafted(recipe)
     regular = isinstance(recipe, SftRecipe) and recipe.objective == "regular"
     model, full = (load_control(recipe), []) if regular else (load_student(recipe), NEW_MODULES)
-    if recipe.lora is None:
-        return model
-    return add_lora(model, recipe.lora, full if recipe.lora.full is None else recipe.lora.full)
+    if recipe.lora is not None:
+        model = add_lora(model, recipe.lora, full if recipe.lora.full is None else recipe.lora.full)
+    if isinstance(recipe, SftRecipe) and recipe.compile:
+        compile_layers(model)
+    return model
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile every decoder layer in place, for any length. Raises `UsageError` where there is no compiler."""
+    if not torch.accelerator.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UsageError("compile", "needs a C++ compiler on a CPU, and there is no g++", "install it, or leave it out")
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
 
 
 def load_control(recipe: SftRecipe | DistillRecipe) -> Any:
