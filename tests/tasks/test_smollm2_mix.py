@@ -143,6 +143,24 @@ def test_steps_are_right(training: list[Question]):
     assert steps > 1500
 
 
+def test_drills_are_their_share_of_the_stream_and_leave_the_rest_as_it_is(training: list[Question]):
+    drilled = list(mix.training_examples(3000, seed=1, drills=0.4))
+    drills = [question for question in drilled if question.part == "drill"]
+    assert 0.36 < len(drills) / len(drilled) < 0.44
+    assert {text(question) for question in drilled if question.part != "drill"} < set(map(text, training))
+
+
+def test_sums_of_drills_are_right():
+    does = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+    for i in range(300):
+        drill = mix.question("drill", i)
+        lines = re.findall(r"^(\d+) ([-+*/]) (\d+) = (\d+)$", drill.solution or "", re.MULTILINE)
+        assert len(lines) == word_problems.DRILL_SUMS
+        assert all(does[sign](int(a), int(b)) == int(result) for a, sign, b, result in lines)
+        assert all(f"{a} {sign} {b}" in text(drill) for a, sign, b, _ in lines)
+        assert mix.score(f"The answer is {lines[-1][3]}.", drill)[1]
+
+
 def test_answers_follow_from_the_questions(training: list[Question]):
     for question in training:
         numbers = list(map(int, re.findall(r"\d+", text(question))))
@@ -217,7 +235,7 @@ def test_training_file_is_chat_jsonl(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def broken(n: int, seed: int):
+    def broken(n: int, seed: int, drills: float):
         yield from islice(mix.questions(3, 0), 2)
         raise OSError("disk full")
 

@@ -60,13 +60,16 @@ def questions(n: int, seed: int, *, held_out: bool = False) -> list[Question]:
     return [question(_part(seed, i), first + i, held_out) for i in range(n)]
 
 
-def training_examples(n: int, seed: int, start: int = 0) -> Iterator[Question]:
+def training_examples(n: int, seed: int, start: int = 0, drills: float = 0.0) -> Iterator[Question]:
     """Items `start` .. `n - 1` of the training stream, without those whose text is in the canonical test set.
+
+    About a share `drills` of the items are drills of sums (`word_problems.drill`) instead.
 
     Item i depends on (seed, i) only, so a run may resume at any `start`. Generator indices stay below SPLIT_INDEX.
     """
     for i in range(start, n):
-        item = question(_part(seed, i), (seed * SEED_STRIDE + i) % SPLIT_INDEX)
+        part = "drill" if Random(f"drill/{seed}/{i}").random() < drills else _part(seed, i)
+        item = question(part, (seed * SEED_STRIDE + i) % SPLIT_INDEX)
         if item.messages[0]["content"] not in _test_texts():
             yield item
 
@@ -98,13 +101,13 @@ def _value(text: str) -> Decimal | None:
     return Decimal(text.replace(",", "")) if NUMBER.fullmatch(text) else None
 
 
-def write_training_file(n: int, seed: int, output: Path) -> int:
+def write_training_file(n: int, seed: int, output: Path, drills: float = 0.0) -> int:
     """Write the training stream as chat JSONL, whole or not at all; returns the number of lines."""
     partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     count = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for item in training_examples(n, seed):
+            for item in training_examples(n, seed, drills=drills):
                 messages = [*item.messages, {"role": "assistant", "content": item.solution}]
                 file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
                 count += 1
@@ -118,9 +121,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipo.tasks.smollm2_mix", description="write the training file")
     parser.add_argument("--n", type=int, default=4500, help="items before those in the test set are dropped")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--drills", type=float, default=0.0, help="share of the items that are drills of sums instead")
     parser.add_argument("--output", type=Path, required=True, help="chat JSONL file to write")
     args = parser.parse_args(argv)
-    count = write_training_file(args.n, args.seed, args.output)
+    count = write_training_file(args.n, args.seed, args.output, args.drills)
     print(f"{count} examples written to {args.output}, {args.n - count} dropped because they are in the test set")
 
 

@@ -1,4 +1,4 @@
-"""Six kinds of short word problems with worked steps, each made from a generator index.
+"""Six kinds of short word problems with worked steps, and drills of sums, each made from a generator index.
 
 `Wordings` marks the templates that are never trained on. Numbers come from reasoning_gym where it has a generator.
 """
@@ -303,6 +303,34 @@ def compare(index: int, rng: Random, held_out: bool) -> Worked:
     return Worked(COMPARE[kind].pick(rng, held_out).format(a=a, b=b, **words), steps, str(answer))
 
 
+DRILL_SUMS = 5
+DRILLS = (
+    "Work out {}. What is the last result?",
+    "Calculate these and tell me the last: {}.",
+    "Sums: {}. The last one?",
+)
+
+
+def drill(index: int, rng: Random, held_out: bool) -> Worked:
+    """Sums of the kinds that the other parts need, many to a conversation; for training alone."""
+    sums = [_sum(rng) for _ in range(DRILL_SUMS)]
+    expressions = ", ".join(expression for expression, _ in sums)
+    steps = [f"{expression} = {value}" for expression, value in sums]
+    return Worked(rng.choice(DRILLS).format(expressions), steps, str(sums[-1][1]))
+
+
+def _sum(rng: Random) -> tuple[str, int]:
+    """`a + b`, `a - b`, `a * b` or `a / b` of whole numbers, and its value: never below zero, never a fraction."""
+    sign = rng.choices("+-*/", (4, 4, 1, 1))[0]
+    if sign in "+-":
+        a, b = (rng.randrange(2, rng.choice((10, 100, 100, 100, 500, 1000))) for _ in range(2))
+        if sign == "+":
+            return f"{a} + {b}", a + b
+        return f"{max(a, b)} - {min(a, b)}", abs(a - b)
+    a, b = rng.randrange(2, 13), rng.randrange(2, rng.choice((13, 13, 101)))
+    return (f"{a} * {b}", a * b) if sign == "*" else (f"{a * b} / {b}", a)
+
+
 GENERATORS: dict[str, Callable[[int, Random, bool], Worked]] = {
     "gsm_symbolic": gsm_symbolic,
     "chain_sum": chain_sum,
@@ -310,4 +338,5 @@ GENERATORS: dict[str, Callable[[int, Random, bool], Worked]] = {
     "sorting": sorting,
     "unit_change": unit_change,
     "compare": compare,
+    "drill": drill,
 }
