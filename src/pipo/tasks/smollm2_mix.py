@@ -16,6 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 
+from pipo.tasks.arithmetic import spell
 from pipo.tasks.question import Question
 from pipo.tasks.word_problems import GENERATORS
 
@@ -38,7 +39,7 @@ def question(part: str, index: int, held_out: bool = False) -> Question:
     """The question of `part` at a generator index; depends on nothing else."""
     worked = GENERATORS[part](index, Random(f"{part}/{index}"), held_out)
     messages = [{"role": "user", "content": worked.question}]
-    solution = "\n".join([*worked.steps, f"The answer is {worked.answer}."])
+    solution = "\n".join([*map(spell, worked.steps), f"The answer is {worked.answer}."])
     return Question(f"{part}/{index}", "smollm2_mix", part, messages, worked.answer, solution, held_out)
 
 
