@@ -11,7 +11,7 @@ pipo=.venv/bin/pipo
 mkdir -p "$OUT"
 
 data() {
-  [ -f "$OUT/train.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 16022 --seed 2 --output "$OUT/train.jsonl"
+  [ -f "$OUT/train.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 48000 --seed 4 --drills 0.15 --output "$OUT/train.jsonl"
   [ -f "$OUT/heldout.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 300 --seed 9 --output "$OUT/heldout.jsonl"
 }
 
@@ -29,7 +29,7 @@ train() {
 
   # (c) on-policy distillation of that, from demo-base, which is its own backbone with the adapter off
   [ -f "$OUT/distilled/config.json" ] || $pipo distill --config runs/smollm2_distill.yaml --resume
-  $python -m pipo.shipped "$OUT/distilled/adapter" demo 0.7
+  $python -m pipo.shipped "$OUT/distilled/adapter" demo 0.9
 
   # the control of drafting alone: an MTP head for demo-base
   [ -f "$OUT/mtp/mtp.safetensors" ] || $pipo sft --config runs/smollm2_mtp.yaml --resume
@@ -38,7 +38,7 @@ train() {
 
 # Accuracy, in batches: unseen numbers in known wordings, then held-out wordings.
 accuracy() {
-  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 4 --batch-size 64 --no-timing)
+  local common=(--task smollm2_mix --seed 0 --budget tokens:256 --samples 4 --batch-size 64 --no-timing --dtype bfloat16)
   $pipo eval demo-base "${common[@]}" --limit 200 --methods regular,mtp,speculative --output "$OUT/eval/regular"
   $pipo eval demo-base "${common[@]}" --held-out --methods regular --output "$OUT/held_out/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
@@ -46,7 +46,7 @@ accuracy() {
   done
   [ ! -d "$OUT/pipo" ] || # before distillation
     $pipo eval "$OUT/pipo" "${common[@]}" --limit 200 --methods pipo --threshold 0.9 --output "$OUT/sft_only"
-  for tau in 0.7 2; do
+  for tau in 0.9 2; do
     $pipo eval demo "${common[@]}" --held-out --methods pipo --threshold "$tau" --output "$OUT/held_out/pipo_$tau"
   done
   $python -m pipo.evals.sweep "$OUT"/eval/* --output docs/results/smollm2_gsm_accuracy
@@ -56,7 +56,7 @@ accuracy() {
 
 # Speed at the same thresholds, one at a time: on an idle machine.
 speed() {
-  local common=(--task smollm2_mix --seed 0 --budget tokens:160 --samples 1 --limit 16)
+  local common=(--task smollm2_mix --seed 0 --budget tokens:256 --samples 1 --limit 16)
   $pipo eval demo-base "${common[@]}" --methods regular,mtp,speculative --output "$OUT/speed/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
     $pipo eval demo "${common[@]}" --methods pipo --threshold "$tau" --output "$OUT/speed/pipo_$tau"

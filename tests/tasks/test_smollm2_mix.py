@@ -22,6 +22,8 @@ from pipo.tasks.question import Question
 
 pytest.importorskip("reasoning_gym", reason="the mixture's numbers come from reasoning-gym")
 
+DOES = {"+": operator.add, "-": operator.sub, "*": operator.mul, "x": operator.mul, "/": operator.truediv}
+
 
 def text(question: Question) -> str:
     return question.messages[0]["content"]
@@ -132,15 +134,23 @@ def test_gold_solutions_score_as_correct_in_every_part():
 
 
 def test_steps_are_right(training: list[Question]):
-    """Every `a + b = c` of the parts written here is true, and no result is negative."""
-    does = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.truediv}
+    """Every `a + b = c` at the end of a line of the parts written here is true, and no result is negative."""
     steps = 0
     for question in training:
-        lines = re.findall(r"(\d+) ([-+x/]) (\d+) = (-?\d+)", question.solution or "")
+        lines = re.findall(
+            r"(?:^|= )(\d+) ([-+x/]) (\d+) = (-?\d+)(?: [a-z]+)?$", question.solution or "", re.MULTILINE
+        )
         for a, sign, b, result in lines if question.part != "gsm_symbolic" else []:
-            assert does[sign](int(a), int(b)) == int(result) >= 0
+            assert DOES[sign](int(a), int(b)) == int(result) >= 0
             steps += 1
     assert steps > 1500
+
+
+def test_solutions_add_one_digit_at_a_time(training: list[Question]):
+    """No line that tells a whole sum ends in one whose second number has two digits that are not zero."""
+    for question in training:
+        for line in (question.solution or "").splitlines():
+            assert "0.5" in line or not re.search(r"\d [-+] [1-9]0*[1-9]\d* = \d+(?: [a-z]+)?$", line)
 
 
 def test_drills_are_their_share_of_the_stream_and_leave_the_rest_as_it_is(training: list[Question]):
@@ -151,12 +161,11 @@ def test_drills_are_their_share_of_the_stream_and_leave_the_rest_as_it_is(traini
 
 
 def test_sums_of_drills_are_right():
-    does = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
     for i in range(300):
         drill = mix.question("drill", i)
-        lines = re.findall(r"^(\d+) ([-+*/]) (\d+) = (\d+)$", drill.solution or "", re.MULTILINE)
+        lines = re.findall(r"^(\d+) ([-+*/]) (\d+) = (?:.* = )?(\d+)$", drill.solution or "", re.MULTILINE)
         assert len(lines) == word_problems.DRILL_SUMS
-        assert all(does[sign](int(a), int(b)) == int(result) for a, sign, b, result in lines)
+        assert all(DOES[sign](int(a), int(b)) == int(result) for a, sign, b, result in lines)
         assert all(f"{a} {sign} {b}" in text(drill) for a, sign, b, _ in lines)
         assert mix.score(f"The answer is {lines[-1][3]}.", drill)[1]
 

@@ -1,4 +1,4 @@
-"""Worked sums: `83 + 54 = 137` becomes `83 + 54 = 83 + 50 + 4 = 133 + 4 = 137`, with one small sum at every sign of equality.
+"""Worked sums: `83 + 54 = 137` becomes `83 + 54 = 83 + 50 + 4 = 133 + 4 = 137`, a small sum at every `=`.
 
 A small model copies digits well and adds several at once badly, and so does a compressed one even more.
 """
@@ -81,7 +81,7 @@ def _split(a: int, sign: str, b: int) -> tuple[Terms, Signs]:
 def _product(a: int, sign: str, b: int) -> tuple[Terms, Signs]:
     many, few = (a, b) if len(_parts(a)) > 1 and b < 10 else (b, a)
     parts = _parts(many)
-    if len(parts) < 2 or few in (1, 10, 100, 1000) or many in (11, 12) and few < 10:
+    if len(parts) < 2 or few in (1, 10, 100, 1000) or (many in (11, 12) and few < 10):
         return [a * b], []
     products = [(part, few) if many is a else (few, part) for part in parts]
     return [term for product in products for term in product], [sign, "+"] * (len(parts) - 1) + [sign]
