@@ -37,7 +37,7 @@ def _worked(match: re.Match[str]) -> str:
         return match[0]
     if last != match["result"]:
         return match[0]
-    steps = "".join(f" = {step}" for step in between if step != match["expression"])
+    steps = "".join(f" = {step}" for step in between)
     return match["expression"] + steps + match[0].removeprefix(match["expression"])
 
 
@@ -83,7 +83,7 @@ def _product(a: int, sign: str, b: int) -> tuple[Terms, Signs]:
     parts = _parts(many)
     if len(parts) < 2 or few in (1, 10, 100, 1000) or (many in (11, 12) and few < 10):
         return [a * b], []
-    products = [(part, few) if many is a else (few, part) for part in parts]
+    products = [(part, few) if many == a else (few, part) for part in parts]
     return [term for product in products for term in product], [sign, "+"] * (len(parts) - 1) + [sign]
 
 
