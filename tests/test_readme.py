@@ -18,6 +18,11 @@ RECIPE = {
     "data": {"train": ["chats.jsonl"]},
     "trainer": {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True},
 }
+BUILD = {
+    "output": "built",
+    "questions": {"source": "prompts.jsonl", "format": "prompts"},
+    "answers": {"samples": 1, "max_tokens": 8},
+}
 
 
 def commands():
@@ -39,6 +44,8 @@ def test_the_readmes_commands_work_in_their_order(tiny_llama, tmp_path, monkeypa
     ]
     Path("chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     Path("recipe.yaml").write_text(json.dumps(RECIPE))
+    Path("prompts.jsonl").write_text('{"question": "so?"}\n' * 2)
+    Path("build.yaml").write_text(json.dumps(BUILD | {"teacher": {"model": tiny_llama, "device": "cpu"}}))
     assert len(commands()) >= 6
     for command in commands():
         words = shlex.split(command.replace("Qwen/Qwen3.5-4B", tiny_llama))[1:]

@@ -130,11 +130,12 @@ def demo_facts() -> dict[str, Any]:
     return facts
 
 
-def write_start(folder: str) -> None:
-    """The model that the adapter of `demo` was trained on, to go on from."""
+def write_start(folder: str, base: str = "demo-base", confidence_inputs: str = "states") -> None:
+    """The model that the adapter of `demo` was trained on, to go on from; or the like around another base."""
     from pipo.convert import convert
 
-    convert("demo-base", folder, residual=demo_facts()["compressor_residual"])
+    residual = demo_facts()["compressor_residual"]
+    convert(base, folder, residual=residual, confidence_inputs=confidence_inputs)
 
 
 def _merged(model: Any, name: str) -> Any:

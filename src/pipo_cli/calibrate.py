@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ import typer
 from pipo_cli import options
 from pipo_cli.eval import LIMIT
 from pipo_cli.options import Dtype
+from pipo_cli.quiet import log_lines
 
 TASK = "A task of `pipo eval`, scored by accuracy."
 DATA = "Chat JSONL instead: its prompts are answered, scored by the base's log-likelihood."
@@ -49,7 +49,8 @@ def calibrate(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Measure a model's confidence thresholds on held-out prompts: accuracy against tokens per step, and reliability.
+    """Measure a model's confidence thresholds on held-out prompts: accuracy against tokens per step, and reliability,
+    beside the uncompressed base.
 
     Writes samples.jsonl, calibration.json and report.md with plots into the output folder. Started again with the same
     options, it goes on where it stopped; thresholds may be added.
@@ -59,8 +60,7 @@ def calibrate(
     from pipo.engine import Sampling
 
     if not sys.stderr.isatty():  # a terminal has a bar
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        log_lines()
     found = CalibrateOptions(
         model=model,
         output=output or Path(f"calibration-{_name(model)}-{_name(str(task or data))}"),

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from pipo_cli.options import JsonOption
+from pipo_cli.quiet import log_lines
 
 MODEL = "Count with this model's tokenizer. Without it, only lines and turns are counted."
 LABELS = {
@@ -64,15 +65,11 @@ def build(
 
     Started again with the same recipe, it goes on where it stopped. Programs run in a sandbox, and the log says which.
     """
-    import logging
-
     from pipo.data.build.build import build as make
     from pipo.data.build.recipe import BuildRecipe
     from pipo.training.recipe import load_recipe
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for library in ("httpx", "openai"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    log_lines()
     recipe = load_recipe(BuildRecipe, config, overrides or [])
     statistics = make(recipe)
     if as_json:

@@ -1,7 +1,8 @@
-"""Keeps the libraries' own chatter off the terminal."""
+"""Keeps the libraries' own chatter off the terminal, and lets the project's log through."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -21,7 +22,14 @@ def quiet() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     if "transformers" in sys.modules:  # it has read the environment already
-        from transformers.utils import logging
+        from transformers.utils import logging as chatter
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
+
+
+def log_lines(level: int = logging.INFO) -> None:
+    """The log of long work on stderr, without a line for every HTTP request."""
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
+    for library in ("httpx", "openai"):
+        logging.getLogger(library).setLevel(logging.WARNING)

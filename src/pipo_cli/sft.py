@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipo_cli.quiet import log_lines
+
 if TYPE_CHECKING:
     from pipo.training.recipe import DistillRecipe, RecipeT, SftRecipe
 
@@ -74,8 +76,6 @@ def read(kind: type[RecipeT], config: str, overrides: list[str] | None, report_t
     """A stage's recipe, and its log on the terminal."""
     from pipo.training.recipe import load_recipe
 
-    level = logging.INFO if rank() == 0 else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_lines(logging.INFO if rank() == 0 else logging.ERROR)
     tracker = [] if report_to is None else [f"trainer.report_to={report_to}"]
     return load_recipe(kind, config, [*(overrides or []), *tracker])

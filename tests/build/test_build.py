@@ -266,6 +266,31 @@ def test_a_local_teacher(tiny_llama, tmp_path):
     assert all(texts[row["question"], row["sample"]] == row["text"] for row in answers)
 
 
+def test_prompts_are_asked_as_they_are_and_every_finished_answer_is_kept(tiny_llama, tmp_path):
+    source = tmp_path / "prompts.jsonl"
+    given = [{"question": f"tell me {i}"} for i in range(9)]
+    given.append({"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "so?"}]})
+    source.write_text("".join(json.dumps(row) + "\n" for row in given))
+    recipe = BuildRecipe(
+        output=str(tmp_path / "out"),
+        questions={"source": str(source), "format": "prompts"},
+        teacher={"model": tiny_llama, "device": "cpu"},
+        answers={"samples": 20, "max_tokens": 40},
+        select={"share": 0.8, "min_accuracy": 0.0},
+    )
+    statistics = build(recipe)
+    out = tmp_path / "out"
+    assert [row["messages"][-1]["content"] for row in rows(out / "questions.jsonl")][:2] == ["tell me 0", "tell me 1"]
+    assert rows(out / "questions.jsonl")[9]["messages"] == given[9]["messages"]
+    finished = [row for row in rows(out / "answers.jsonl") if row["finish_reason"] == "stop"]
+    assert 0 < len(finished) < 200
+    kept = [(row["id"], row["messages"][-1]["content"]) for row in rows(out / "sft.jsonl")]
+    assert sorted(kept) == sorted((str(row["question"]), row["text"]) for row in finished if row["question"] < 8)
+    assert [row["id"] for row in rows(out / "opd.jsonl")] == ["8", "9"]
+    assert statistics["answers"]["correct"] == len(finished)
+    assert "Nothing else was checked" in (out / "README.md").read_text()
+
+
 CODE = {
     "id": "1/A",
     "prompt": "Print the sum.",
@@ -299,6 +324,7 @@ def test_programs_are_checked_in_the_sandbox(tmp_path):
     ("form", "row", "message"),
     [
         ("math", {"question": "?"}, "1 answer: is missing"),
+        ("prompts", {"prompt": "?"}, "1 question: is missing"),
         ("dapo", {"prompt": "?"}, "1 solution: is missing"),
         ("code", {"question": "?"}, "1 tests: holds no test"),
         ("code", {"question": "?", "language": "ada"}, "1 language: 'ada' cannot be run"),

@@ -24,6 +24,7 @@ from pipo.calibration.reliability import BINS, expected_calibration_error, judge
 from pipo.calibration.run import calibrate, models
 from pipo.engine import LocalEngine, Sampling
 from pipo.errors import UsageError
+from pipo.evals.run import evaluate
 from pipo.pairing import pad_to_even
 
 PAD = 2
@@ -91,9 +92,11 @@ def test_a_run_writes_what_is_promised(finished, tiny_llama):
         assert point["n_questions"] == 4 and point["samples"] == 2 and point["failed"] == 0
         low, high = point["tokens_per_step_ci95"]
         assert low <= point["tokens_per_step"] <= high
+    assert summary["regular"]["tokens_per_step"] == 1 and summary["regular"]["acceptance_rate"] is None
     assert summary["base"] == tiny_llama and summary["stored"] is None and summary["choice"]["threshold"] == 0
     report = (finished / "report.md").read_text()
     assert "| random, τ = 0.9 |" in report and "pareto.png" in report and tiny_llama in report
+    assert report.index("| uncompressed |") < report.index("| confidence, τ = 0")
     assert "Nothing was stored" in report and "## Reliability" in report
     for name in ("pareto.png", "reliability.png"):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
@@ -102,7 +105,7 @@ def test_a_run_writes_what_is_promised(finished, tiny_llama):
 def test_counts_follow_from_the_samples(finished):
     """The summary's figures, computed anew from samples.jsonl."""
     summary, found = read(finished), lines(finished)
-    assert len(found) == 6 * 4 * 2
+    assert len(found) == 7 * 4 * 2
     for line in found:
         assert len(line["drafts"]) == line["drafted"] and sum(d[3] for d in line["drafts"]) == line["accepted"]
         assert all(0 <= c <= 1 and 0 <= a <= 1 and top in (True, False) for c, a, top, _ in line["drafts"])
@@ -117,6 +120,9 @@ def test_counts_follow_from_the_samples(finished):
         assert point["score"] == sum(line["correct"] for line in mine) / len(mine)
         steps = sum(line["steps"] for line in mine)
         assert point["tokens_per_step"] == sum(line["completion_tokens"] for line in mine) / steps
+        assert point["difference_to_regular"] == pytest.approx(point["score"] - summary["regular"]["score"])
+    mine = [line for line in found if line["method"] == "regular"]
+    assert summary["regular"]["score"] == sum(line["correct"] for line in mine) / len(mine)
     swept = [draft for line in found if line["method"].startswith("confidence") for draft in line["drafts"]]
     assert summary["reliability"]["drafts"] == len(swept)
     assert summary["reliability"]["mean_confidence"] == pytest.approx(sum(draft[0] for draft in swept) / len(swept))
@@ -150,9 +156,9 @@ def test_samples_do_not_depend_on_batches(options, finished):
         assert a["teacher_logprob"] == pytest.approx(b["teacher_logprob"], rel=1e-4)
 
 
-@pytest.mark.parametrize("kept", [3, 37])
+@pytest.mark.parametrize("kept", [3, 11, 45])
 def test_a_killed_run_goes_on(options, finished, kept):
-    """In the middle of the thresholds, and of the random points: the same samples and figures."""
+    """In the middle of the base's answers, of the thresholds, of the random points: the same samples and figures."""
     shutil.copytree(finished, options.output)
     path = options.output / "samples.jsonl"
     written = path.read_bytes().splitlines(keepends=True)
@@ -160,7 +166,7 @@ def test_a_killed_run_goes_on(options, finished, kept):
     for name in ("calibration.json", "report.md"):
         (options.output / name).unlink()
     again = calibrate(options)
-    assert path.read_bytes().startswith(b"".join(written[:kept])) and len(lines(options.output)) == len(written) == 48
+    assert path.read_bytes().startswith(b"".join(written[:kept])) and len(lines(options.output)) == len(written) == 56
     assert [line["text"] for line in lines(options.output)] == [line["text"] for line in lines(finished)]
     for a, b in zip(again["points"], read(finished)["points"], strict=True):
         assert a["score_ci95"] == b["score_ci95"] and a["acceptance_rate"] == b["acceptance_rate"]
@@ -185,6 +191,24 @@ def test_without_control_nothing_is_random(options):
     summary = calibrate(replace(options, control=False))
     assert {point["rejection"] for point in summary["points"]} == {"confidence"}
     assert "confidence against random" not in (options.output / "report.md").read_text()
+
+
+def test_the_base_answers_as_in_an_evaluation(options, finished, tmp_path):
+    evaluate(replace(options.eval_options(), output=tmp_path / "eval", methods=("regular",)))
+    ours = [line["text"] for line in lines(finished) if line["method"] == "regular"]
+    assert ours == [line["text"] for line in lines(tmp_path / "eval")]
+
+
+@torch.no_grad()
+def test_the_judge_of_the_bases_own_answers(options):
+    base, student = models(options)
+    prompts = [base.engine.encode("1 + 1"), base.engine.encode("so what")]
+    completions = base.complete(prompts, sampling=Sampling(), max_new_tokens=13, seeds=[3, 4])
+    for prompt, done, line in zip(prompts, completions, Judge(student, base)(prompts, completions), strict=True):
+        ids = torch.tensor([[*prompt, *done.token_ids]])
+        logits = base.engine.model(ids).logits[0, len(prompt) - 1 : -1]
+        own = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])
+        assert line["drafts"] == [] and line["teacher_logprob"] == pytest.approx(float(own.mean()), abs=1e-5)
 
 
 @torch.no_grad()
@@ -238,6 +262,8 @@ def test_prompts_without_answers_are_scored_by_the_base(options, chats, task):
         mine = [line for line in found if line["method"] == f"{point['rejection']}@{point['threshold']!r}"]
         assert point["score"] == pytest.approx(sum(line["teacher_logprob"] for line in mine) / len(mine))
         assert point["score"] < 0 and point["pass_at_k"] is None
+    mine = [line["teacher_logprob"] for line in found if line["method"] == "regular"]
+    assert summary["regular"]["score"] == pytest.approx(sum(mine) / len(mine))
     assert "log-likelihood" in (options.output / "report.md").read_text()
 
 
@@ -263,6 +289,7 @@ def test_a_failed_sample_of_a_task_is_wrong(options, monkeypatch):
     monkeypatch.setattr(Judge, "__call__", lambda *_: 1 / 0)
     summary = calibrate(replace(options, thresholds=(0.5,)))
     (point,) = summary["points"]
+    assert summary["regular"]["failed"] == 8
     assert point["failed"] == 8 and point["score"] == 0 and summary["reliability"] is None
 
 

@@ -23,13 +23,14 @@ def app():
     return app
 
 
-def test_json_is_the_only_output(app, tiny_llama, tiny_pipo, tmp_path):
+def test_json_is_the_only_output_and_the_log_says_how_far_it_is(app, tiny_llama, tiny_pipo, tmp_path):
     (tmp_path / "sums.jsonl").write_text(json.dumps({"question": "1 + 1", "answer": 2}))
     task = ["--task", str(tmp_path / "sums.jsonl"), "--samples", "1", "--budget", "slots:3", "--base", tiny_llama]
     arguments = [tiny_pipo, *task, "--output", str(tmp_path / "out"), "--threshold", "0.5", "--device", "cpu"]
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0, result.exception
+    command = [sys.executable, "-m", "pipo_cli", "eval", *arguments, "--json"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "2 of 2 samples" in result.stderr
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0 and again.stdout.startswith("# Evaluation of")
 

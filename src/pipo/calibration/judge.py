@@ -21,17 +21,15 @@ from pipo.training.teacher import Teacher, same_width
 
 
 class Judge:
-    """The base of a PIPO model as its teacher. Both are loaded when the first answer is judged."""
+    """The base of a PIPO model as its teacher, which may have written the answers itself: one copy serves both."""
 
     def __init__(self, student: Contestant, base: Contestant) -> None:
         self.student, self.base = student, base
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The base, which is read and never decoded with."""
-        pad, dtype = self.student.engine.model.config.pad_token_id, self.base.dtype
-        dtype = "float32" if dtype == "auto" and self.base.device == "cpu" else dtype
-        return Teacher.load(self.base.path, full, pad, self.base.device, dtype)
+        """The base, loaded when the first answer is judged."""
+        return Teacher.of(self.base.engine.model, full, self.student.engine.model.config.pad_token_id)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> list[Line]:

@@ -17,8 +17,8 @@ STYLES = {
 SCORES = {"avg_at_k": "accuracy (avg@k, 95% CI)", "teacher_logprob": "teacher's log-likelihood a token (95% CI)"}
 
 
-def plot_pareto(path: Path, points: Sequence[Figures], score: str) -> None:
-    """The score against tokens per step and against the acceptance rate, both curves."""
+def plot_pareto(path: Path, points: Sequence[Figures], score: str, regular: Figures) -> None:
+    """The score against tokens per step and against the acceptance rate, both curves; the base as a line."""
     _, [[left, right]] = panels(1, 2)
     for panel, across, title in (
         (left, "tokens_per_step", "tokens per step"),
@@ -28,6 +28,8 @@ def plot_pareto(path: Path, points: Sequence[Figures], score: str) -> None:
             drawn = [point for point in points if point["rejection"] == kind and point[across] is not None]
             if drawn:
                 _curve(panel, drawn, across, "score", **style)
+        panel.axhline(regular["score"], color=TOP_COLOUR, label="uncompressed")
+        panel.axhspan(*regular["score_ci95"], color=TOP_COLOUR, alpha=0.15)
         panel.set(title="what rejection costs and gives", xlabel=title, ylabel=SCORES[score])
         _finish(panel)
     for point in points:

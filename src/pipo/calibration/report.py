@@ -45,13 +45,13 @@ NOTES = (
 def write_report(folder: Path, summary: dict[str, Any], lines: Sequence[Line]) -> None:
     """Write report.md and its plots."""
     points, score = summary["points"], summary["score"]
-    plot_pareto(folder / PARETO, points, score)
+    plot_pareto(folder / PARETO, points, score, summary["regular"])
     plot_reliability(folder / RELIABILITY, points, summary["reliability"])
     parts = [
         f"# Calibration of {summary['model']}",
         facts(summary, f"{summary['base']}, the teacher that the drafts are compared with"),
         f"## {summary['task']}\n\n{points[0]['n_questions']} questions, {points[0]['samples']} samples each.",
-        _points(points, score),
+        _points(summary["regular"], points, score),
         f"![score against tokens per step and acceptance]({PARETO})",
         _choice(summary),
         _control(points, score),
@@ -63,17 +63,16 @@ def write_report(folder: Path, summary: dict[str, Any], lines: Sequence[Line]) -
     write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
 
 
-def _points(points: Sequence[dict[str, Any]], score: str) -> str:
-    rows = [
-        [
-            f"{point['rejection']}, τ = {point['threshold']:g}" + (" *" if point.get("pareto") else ""),
-            cell(point["score"], FORMS[score]),
-            cell(point["score_ci95"], FORMS[score]),
-            *(cell(point[key], form) for key, form in COLUMNS.values()),
-        ]
-        for point in points
-    ]
-    return table(["rejection", HEADINGS[score], "95% CI", *COLUMNS], rows)
+def _points(regular: dict[str, Any], points: Sequence[dict[str, Any]], score: str) -> str:
+    """The uncompressed base first."""
+    form, rows = FORMS[score], []
+    for point in (regular, *points):
+        name = "uncompressed" if point is regular else f"{point['rejection']}, τ = {point['threshold']:g}"
+        less = [cell(point.get(f"difference_to_regular{end}"), "+" + form) for end in ("", "_ci95")]
+        figures = (cell(point[key], kind) for key, kind in COLUMNS.values())
+        score_cells = [cell(point["score"], form), cell(point["score_ci95"], form)]
+        rows.append([name + (" *" if point.get("pareto") else ""), *score_cells, *less, *figures])
+    return table(["rejection", HEADINGS[score], "95% CI", "less the base's", "95% CI", *COLUMNS], rows)
 
 
 def _choice(summary: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""A run of `pipo calibrate`: the same questions at every threshold, and with random rejection at the same rates.
+"""A run of `pipo calibrate`: the same questions at every threshold, with random rejection at the same rates, and by
+the uncompressed base.
 
 Every answer is judged by the uncompressed teacher as it is written down (`judge`); samples.jsonl is that of
 `pipo eval`, with the threshold in the method's name. So a run goes on where it stopped, and further thresholds can be
@@ -57,8 +58,8 @@ def calibrate(options: CalibrateOptions) -> dict[str, Any]:
     facts = settings(options.eval_options(), [task], [base, student])
     facts |= {"methods": ["calibrate"], "threshold": None}  # thresholds may be added
     with SampleLog(options.output, facts) as samples:
-        swept = Sweep(options, task, student, Judge(student, base), samples).go()
-        summary = summarise(options, task, facts, swept, samples)
+        swept = Sweep(options, task, base, student, samples).go()
+        summary = summarise(options, task, facts, base, swept, samples)
         if summary["stored"] is not None:
             store(Path(options.model), summary["stored"])
         write_json(options.output / "calibration.json", summary)
@@ -95,18 +96,19 @@ class Judged(Run):
 
 
 class Sweep:
-    """The points of both curves."""
+    """The points of both curves, and the base's own answers."""
 
     def __init__(
-        self, options: CalibrateOptions, task: Task, student: Contestant, judge: Judge, samples: SampleLog
+        self, options: CalibrateOptions, task: Task, base: Contestant, student: Contestant, samples: SampleLog
     ) -> None:
-        self.options, self.task, self.student, self.judge, self.samples = options, task, student, judge, samples
+        self.options, self.task, self.base, self.student, self.samples = options, task, base, student, samples
+        self.judge = Judge(student, base)
 
     def go(self) -> list[Contestant]:
-        """Make what is missing: first the thresholds, by which the rates of the random points are known."""
+        """Make what is missing, and return the points: first the thresholds, by which the random rates are known."""
         thresholds = sorted(self.options.thresholds)
         points = [self.student.variant(f"{CONFIDENCE}@{value!r}", value) for value in thresholds]
-        self._run(points)
+        self._run([self.base, *points])
         controls = (
             [found for one in points if (found := self._control(one)) is not None] if self.options.control else []
         )
@@ -132,11 +134,16 @@ def lines_of(samples: SampleLog, point: Contestant) -> list[Line]:
 
 
 def summarise(
-    options: CalibrateOptions, task: Task, facts: dict[str, Any], points: Sequence[Contestant], samples: SampleLog
+    options: CalibrateOptions,
+    task: Task,
+    facts: dict[str, Any],
+    base: Contestant,
+    points: Sequence[Contestant],
+    samples: SampleLog,
 ) -> dict[str, Any]:
     """calibration.json."""
     field = "correct" if options.data is None else "teacher_logprob"
-    lines = {point.method: lines_of(samples, point) for point in points}
+    lines = {one.method: lines_of(samples, one) for one in (base, *points)}
     if field != "correct":
         lines = _without_failed(lines)
     figures = {point.method: _figures(point, lines[point.method], field) for point in points}
@@ -147,6 +154,7 @@ def summarise(
     for point in swept:
         _compare(figures[point.method], "top", lines[point.method], reference, field)
     for point in points:
+        _compare(figures[point.method], "regular", lines[point.method], lines[base.method], field)
         if point.force_acceptance is not None:
             beaten = f"{CONFIDENCE}@{point.threshold!r}"
             _compare(figures[beaten], "random", lines[beaten], lines[point.method], field)
@@ -157,6 +165,7 @@ def summarise(
         "base": facts["base"],
         "task": task.name,
         "score": "avg_at_k" if field == "correct" else field,
+        "regular": _figures(base, lines[base.method], field) | {"rejection": None},
         "points": list(figures.values()),
         "reliability": reliability(judged([line for point in swept for line in lines[point.method]])),
         "choice": {"threshold": chosen["threshold"], "rule": RULE.format(margin=options.margin)},

@@ -36,10 +36,9 @@ An answer counts by what follows its thoughts, and only when it is finished. {ch
 The answers and verdicts themselves are in answers.jsonl and checks.jsonl, the command and versions in provenance.json.
 """
 
-CHECKED = {
-    True: "Programs passed every test of their question, in the sandbox ({protection}).",
-    False: "Mathematics was compared by value, with math-verify.",
-}
+PROGRAMS = "Programs passed every test of their question, in the sandbox ({protection})."
+MATHEMATICS = "Mathematics was compared by value, with math-verify."
+NOTHING = "Nothing else was checked: every finished answer is called correct."
 
 
 def write_card(folder: Path, recipe: BuildRecipe, statistics: dict[str, Any], protection: str | None) -> None:
@@ -71,9 +70,15 @@ def write_card(folder: Path, recipe: BuildRecipe, statistics: dict[str, Any], pr
         opd_questions=opd["questions"],
         least=_share(recipe.select.min_accuracy),
         prompts=opd["prompts"],
-        checked=CHECKED[protection is not None].format(protection=protection),
+        checked=_checked(recipe.questions.format, protection),
     )
     write_text(folder / "README.md", text)
+
+
+def _checked(form: str, protection: str | None) -> str:
+    if form == "prompts":
+        return NOTHING
+    return MATHEMATICS if protection is None else PROGRAMS.format(protection=protection)
 
 
 def _share(value: float | None) -> str:

@@ -4,6 +4,7 @@ Schemas of the sources, one object a row:
 
 - math: {"question" | "messages", "answer"}
 - code: {"question" | "messages", "tests": [{"input", "output"}], "language": "python" | "cpp", "function", "checker"}
+- prompts: {"question" | "messages"}, asked as they are; nobody checks the answers
 - dapo: {"prompt", "solution"} (open-r1/DAPO-Math-17k-Processed)
 - codeforces: {"id", "prompt", "language", "official_tests", "generated_checker", "input_mode", "time_limit",
   "memory_limit"} (open-r1/codeforces, verifiable-prompts)
@@ -70,6 +71,11 @@ def _math(index: int, where: str, row: Row) -> Row:
     return {"id": str(row.get("id", index)), "messages": messages(where, row), "answer": gold(where, row)}
 
 
+def _prompts(index: int, where: str, row: Row) -> Row:
+    asked = messages(where, row) if "messages" in row else _user(text(where, row, "question"))
+    return {"id": str(row.get("id", index)), "messages": asked}
+
+
 def _dapo(index: int, where: str, row: Row) -> Row:
     asked = boxed.messages(text(where, row, "prompt"))
     return {"id": str(index), "messages": asked, "answer": gold(where, row, "solution")}
@@ -104,7 +110,7 @@ def _codeforces(index: int, where: str, row: Row) -> Row:
     return question | checker | {key: float(value) for key, value in limits.items() if value}
 
 
-READERS = {"math": _math, "dapo": _dapo, "code": _code, "codeforces": _codeforces}
+READERS = {"math": _math, "prompts": _prompts, "dapo": _dapo, "code": _code, "codeforces": _codeforces}
 
 
 def _user(content: str) -> list[dict[str, str]]:
@@ -144,7 +150,9 @@ class Questions:
 
 
 def check(question: Row, concluded: str, checks: Checks) -> tuple[str | None, bool]:
-    """(what the answer gives, whether it is right): mathematics by value, programs by their tests."""
+    """(what the answer gives, whether it is right): mathematics by value, programs by their tests, the rest unseen."""
+    if "tests" not in question and "answer" not in question:
+        return None, True
     if "tests" not in question:
         asked = Question(question["id"], "build", None, question["messages"], question["answer"])
         return boxed.score(concluded, asked)

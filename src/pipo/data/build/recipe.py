@@ -13,7 +13,7 @@ class QuestionSource(Section):
     """What is asked (`pipo.data.build.questions` has the schemas)."""
 
     source: str = Field(description="hub id, or a local .jsonl, .json, .csv or .parquet file")
-    format: Literal["math", "code", "dapo", "codeforces"] = "math"
+    format: Literal["math", "code", "prompts", "dapo", "codeforces"] = "math"
     config: str | None = Field(default=None, description="the hub's configuration")
     split: str = Field(default="train", description="the hub's split")
     limit: int | None = Field(default=None, ge=1, description="questions, from the beginning")

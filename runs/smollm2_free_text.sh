@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Free text: the stock SmolLM2-135M-Instruct answers instructions, PIPO is trained on its answers, and both are judged by the
+# stock model's log-likelihood, on instructions that were not trained on. An hour on two cores, resumable.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=out/smollm2
+pipo=.venv/bin/pipo
+python=.venv/bin/python
+mkdir -p "$OUT"
+ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"
+$python runs/instructions.py "$OUT/instructions.jsonl"
+$pipo data build --config runs/smollm2_free_text_data.yaml
+[ -d "$OUT/free_text_start" ] ||
+  $python -c "from pipo.shipped import write_start as w; w('$OUT/free_text_start', '$OUT/stock')"
+[ -f "$OUT/free_text_pipo/config.json" ] || $pipo sft --config runs/smollm2_free_text_sft.yaml --resume
+$pipo calibrate "$OUT/free_text_pipo" --base "$OUT/stock" --data "$OUT/free_text/opd.jsonl" --thresholds 0,0.5,0.7,0.9,2 \
+  --max-new-tokens 192 --batch-size 32 --dtype bfloat16 --output "$OUT/free_text_calibration"
