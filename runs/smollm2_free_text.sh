@@ -9,7 +9,7 @@ python=.venv/bin/python
 mkdir -p "$OUT"
 ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"
 $python runs/instructions.py "$OUT/instructions.jsonl"
-$pipo data build --config runs/smollm2_free_text_data.yaml
+$pipo data build --config runs/data_smollm2_free_text.yaml
 [ -d "$OUT/free_text_start" ] ||
   $python -c "from pipo.shipped import write_start as w; w('$OUT/free_text_start', '$OUT/stock')"
 [ -f "$OUT/free_text_pipo/config.json" ] || $pipo sft --config runs/smollm2_free_text_sft.yaml --resume

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipo.data.build.recipe import BuildRecipe
 from pipo.training.recipe import DistillRecipe, SftRecipe, load_recipe
 
 RUNS = Path(__file__).parents[1] / "runs"
-TRAINING = [path for path in sorted(RUNS.glob("*.yaml")) if not path.name.startswith("data_")]
+DATA = sorted(RUNS.glob("data_*.yaml"))
+TRAINING = sorted(set(RUNS.glob("*.yaml")) - set(DATA))
 GPUS = 8
 
 
@@ -23,6 +25,11 @@ def test_a_recipe_is_valid(path, tmp_path):
 
     found = recipe(path)
     TrainingArguments(tmp_path, **found.trainer | {"bf16": False})
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
+def test_a_data_recipe_is_valid(path):
+    load_recipe(BuildRecipe, str(path), [])
 
 
 @pytest.mark.parametrize("size", ["4b", "9b"])
