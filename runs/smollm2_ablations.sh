@@ -2,12 +2,8 @@
 # Each choice alone, from the same start: ten minutes or so an arm on two cores, resumable. Run runs/smollm2_gsm.sh first.
 #   runs/smollm2_ablations.sh sft       PADs, dense distillation, compressors: 0.3M tokens of PIPO-SFT, held-out losses
 #   runs/smollm2_ablations.sh distill   divergences, what the confidence sees: accuracy, tokens per step and ECE
-set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=out/smollm2
+source "$(dirname "$0")/smollm2.sh"
 ARMS=$OUT/ablations
-pipo=.venv/bin/pipo
-python=.venv/bin/python
 mkdir -p "$ARMS"
 
 sft_arm() { # NAME START OVERRIDE...
@@ -62,5 +58,5 @@ EOF
 
 case "${1:-}" in
   sft | distill) "$1" ;;
-  *) sed -n 2,4p "$0" >&2 && exit 2 ;;
+  *) echo "usage: $0 sft|distill" >&2 && exit 2 ;;
 esac

@@ -1,13 +1,8 @@
 #!/usr/bin/env bash
 # Free text: the stock SmolLM2-135M-Instruct answers instructions, PIPO is trained on its answers, and both are judged by the
 # stock model's log-likelihood, on instructions that were not trained on. An hour on two cores, resumable.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=out/smollm2
-pipo=.venv/bin/pipo
-python=.venv/bin/python
-mkdir -p "$OUT"
-ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"
+source "$(dirname "$0")/smollm2.sh"
+link_stock
 $python runs/instructions.py "$OUT/instructions.jsonl"
 $pipo data build --config runs/data_smollm2_free_text.yaml
 [ -d "$OUT/free_text_start" ] ||

@@ -3,12 +3,7 @@
 # Every step is skipped where its result is there already. Training goes on from the shipped adapters (each session of
 # training made them better; FRESH=1 starts from the stock model instead), and packs what it made into the assets.
 # `runs/smollm2_gsm.sh keep` evaluates the shipped ones without training.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=out/smollm2
-python=.venv/bin/python
-pipo=.venv/bin/pipo
-mkdir -p "$OUT"
+source "$(dirname "$0")/smollm2.sh"
 
 data() {
   [ -f "$OUT/train.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 48000 --seed 4 --drills 0.15 --output "$OUT/train.jsonl"
@@ -16,7 +11,7 @@ data() {
 }
 
 train() {
-  ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"
+  link_stock
   # (a) the uncompressed fine-tune: baseline and teacher
   [ -f "$OUT/regular/config.json" ] || $pipo sft --config runs/smollm2_regular.yaml --resume ${FRESH:+'lora={rank: 8}'}
   $python -m pipo.shipped "$OUT/regular/adapter" demo-base

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import typer
 from pipo_cli import options
 from pipo_cli.eval import LIMIT
 from pipo_cli.options import Dtype
-from pipo_cli.quiet import log_lines
+from pipo_cli.quiet import log_progress
 
 TASK = "A task of `pipo eval`, scored by accuracy."
 DATA = "Chat JSONL instead: its prompts are answered, scored by the base's log-likelihood."
@@ -59,8 +58,7 @@ def calibrate(
     from pipo.calibration.run import calibrate as run
     from pipo.engine import Sampling
 
-    if not sys.stderr.isatty():  # a terminal has a bar
-        log_lines()
+    log_progress()
     found = CalibrateOptions(
         model=model,
         output=output or Path(f"calibration-{_name(model)}-{_name(str(task or data))}"),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipo_cli.quiet import log_lines
+from pipo_cli.quiet import log_progress
 
 TASKS = (
     "smollm2_mix",
@@ -101,8 +100,7 @@ def eval_(
         held_out=held_out,
         timing=timing,
     )
-    if not sys.stderr.isatty():  # a terminal has a bar
-        log_lines()
+    log_progress()
     summary = evaluate(options)
     typer.echo(
         json.dumps(summary, ensure_ascii=False) if as_json else (output / "report.md").read_text("utf-8").strip()

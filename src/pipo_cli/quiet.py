@@ -28,6 +28,12 @@ def quiet() -> None:
         chatter.disable_progress_bar()
 
 
+def log_progress() -> None:
+    """The log, unless a terminal has a bar."""
+    if not sys.stderr.isatty():
+        log_lines()
+
+
 def log_lines(level: int = logging.INFO) -> None:
     """The log of long work on stderr, without a line for every HTTP request."""
     logging.basicConfig(level=level, format="%(asctime)s %(message)s")

@@ -51,11 +51,11 @@ class Judge:
         first, second = token1_targets(labels), token2_targets(labels)
         kept = ~token2_targets(pad_mask(batch["input_ids"], pad))
         of_first = self._opinions(states.states(1)[first != IGNORE], first[first != IGNORE])
-        drafts, own = second != IGNORE, tuple[Tensor, ...]()
+        drafts, hidden = second != IGNORE, None
         if drafts.any():
-            hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).mtp_hidden_states
-            own = (hidden[drafts], model.lm_head.weight)
-        of_drafts = self._opinions(states.states(2)[drafts], second[drafts], *own)
+            read = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            hidden = read.mtp_hidden_states[drafts]
+        of_drafts = self._opinions(states.states(2)[drafts], second[drafts], hidden, model.lm_head.weight)
         found = []
         for row, answer in enumerate(answers):
             mine1, mine2 = (_part(x, valid, row) for x, valid in ((of_first, first != IGNORE), (of_drafts, drafts)))
