@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Each choice alone, from the same start: ten minutes or so an arm on two cores, resumable. Run runs/smollm2_gsm.sh first.
+# Each choice alone, from the same start: fifteen minutes or so an arm on two cores, resumable.
 #   runs/smollm2_ablations.sh sft       PADs, dense distillation, compressors: 0.3M tokens of PIPO-SFT, held-out losses
-#   runs/smollm2_ablations.sh distill   divergences, what the confidence sees: accuracy, tokens per step and ECE
+#   runs/smollm2_ablations.sh distill   divergences, what the confidence sees: accuracy, tokens per step and ECE, from `demo`
 source "$(dirname "$0")/smollm2.sh"
 ARMS=$OUT/ablations
 mkdir -p "$ARMS"
+runs/smollm2_gsm.sh data
 
 sft_arm() { # NAME START OVERRIDE...
   local name=$1 start=$2
@@ -29,31 +30,29 @@ distill_arm() { # NAME START OVERRIDE...
   local name=$1 start=$2
   shift 2
   [ -f "$ARMS/$name/config.json" ] ||
-    $pipo distill --config runs/smollm2_distill.yaml --resume "model=$start" "output=$ARMS/$name" \
-      trainer.max_steps=30 trainer.save_steps=10 "$@"
-  $pipo calibrate "$ARMS/$name" --base demo-base --task smollm2_mix --seed 0 --limit 200 --samples 2 --thresholds 0.9 --no-control \
-    --max-new-tokens 256 --batch-size 64 --dtype bfloat16 --output "$ARMS/calibration/$name" >/dev/null
+    $pipo distill --config runs/smollm2_distill.yaml --resume "model=$ARMS/$start" "output=$ARMS/$name" \
+      "lora={adapter: $ARMS/$start/adapter}" \
+      trainer.max_steps=20 trainer.save_steps=10 "$@"
+}
+
+judge_arm() { # NAME MODEL
+  $pipo eval "$2" --task smollm2_mix --seed 0 --limit 200 --samples 4 --budget tokens:256 --methods pipo --threshold 0.9 \
+    --batch-size 64 --no-timing --dtype bfloat16 --output "$ARMS/eval/$1" >/dev/null
+  $pipo calibrate "$2" --base demo-base --task smollm2_mix --limit 150 --thresholds 0.9 --no-control \
+    --max-new-tokens 256 --batch-size 64 --dtype bfloat16 --output "$ARMS/calibration/$1" >/dev/null
 }
 
 distill() {
-  [ -d "$ARMS/draft_start" ] ||
-    $python -c "from pipo.shipped import write_start as w; w('$ARMS/draft_start', confidence_inputs='draft')"
-  distill_arm topk "$OUT/pipo_start"
-  distill_arm full "$OUT/pipo_start" 'divergence={kind: full}'
-  distill_arm sampled "$OUT/pipo_start" 'divergence={kind: sampled}'
-  distill_arm draft "$ARMS/draft_start"
-  $python - "$ARMS"/calibration/{topk,full,sampled,draft}/calibration.json <<'EOF'
-import json, sys
-from pathlib import Path
-
-print("| arm | avg@2 | 95 % interval | tokens per step | acceptance | kept: true acceptance | ECE |\n" + "|---" * 7 + "|")
-for path in map(Path, sys.argv[1:]):
-    (point,) = json.loads(path.read_text())["points"]
-    low, high = point["score_ci95"]
-    cells = [f"{point['score']:.1%}", f"{low:.1%} to {high:.1%}", f"{point['tokens_per_step']:.2f}"]
-    cells += [f"{point['acceptance_rate']:.1%}", f"{point['kept_acceptance']:.3f}", f"{point['ece']:.3f}"]
-    print("| " + " | ".join([path.parent.name, *cells]) + " |")
-EOF
+  for inputs in states draft; do
+    [ -d "$ARMS/$inputs/adapter" ] || $python runs/distill_start.py "$ARMS/$inputs" "$inputs"
+  done
+  distill_arm topk states
+  distill_arm topk_draft draft
+  distill_arm full states 'divergence={kind: full}'
+  distill_arm sampled states 'divergence={kind: sampled}'
+  judge_arm demo demo
+  for name in topk topk_draft full sampled; do judge_arm "$name" "$ARMS/$name"; done
+  $python runs/arms.py "$ARMS"/{eval,calibration} demo topk topk_draft full sampled
 }
 
 case "${1:-}" in

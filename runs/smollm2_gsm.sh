@@ -63,6 +63,7 @@ data
 case "${1:-all}" in
   all) train && accuracy && speed ;;
   keep) accuracy && speed ;;
+  data) ;;
   train | accuracy | speed) "$1" ;;
-  *) echo "usage: $0 [all|keep|train|accuracy|speed]" >&2 && exit 2 ;;
+  *) echo "usage: $0 [all|keep|data|train|accuracy|speed]" >&2 && exit 2 ;;
 esac

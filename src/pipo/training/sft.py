@@ -92,7 +92,12 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
         folder = adapter_of(lora.adapter)
         if not (folder / "adapter_config.json").is_file():
             raise UsageError("lora.adapter", f"{folder} holds no adapter", "name the `adapter` folder of a run")
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        try:
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        except KeyError as error:
+            raise UsageError(
+                "lora.adapter", f"{folder} lacks {error}", "start from the model that it was trained on"
+            ) from error
     assert lora.rank is not None
     alpha: Any = lora.alpha if lora.alpha is not None else 2 * lora.rank  # peft's annotation says int
     config = LoraConfig(
