@@ -17,7 +17,7 @@ from pipo.evals.sweep import read
 
 HEAD = (
     "arm",
-    "avg@4",
+    "avg@2",
     "difference",
     "tokens per step",
     "acceptance rate",

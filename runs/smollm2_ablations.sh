@@ -11,7 +11,7 @@ sft_arm() { # NAME START OVERRIDE...
   local name=$1 start=$2
   shift 2
   [ -f "$ARMS/$name/config.json" ] ||
-    $pipo sft --config runs/smollm2_pipo.yaml --resume "model=$ARMS/starts/$start" "output=$ARMS/$name" \
+    $pipo sft --config runs/smollm2_pipo.yaml --resume trainer.bf16=$bf16 "model=$ARMS/starts/$start" "output=$ARMS/$name" \
       'lora={rank: 64, alpha: 64}' trainer.max_steps=100 trainer.save_steps=50 "$@"
 }
 
@@ -30,16 +30,16 @@ distill_arm() { # NAME START OVERRIDE...
   local name=$1 start=$2
   shift 2
   [ -f "$ARMS/$name/config.json" ] ||
-    $pipo distill --config runs/smollm2_distill.yaml --resume "model=$ARMS/$start" "output=$ARMS/$name" \
+    $pipo distill --config runs/smollm2_distill.yaml --resume trainer.bf16=$bf16 "model=$ARMS/$start" "output=$ARMS/$name" \
       "lora={adapter: $ARMS/$start/adapter}" \
-      trainer.max_steps=20 trainer.save_steps=10 "$@"
+      trainer.max_steps=20 trainer.per_device_train_batch_size=16 "$@"
 }
 
 judge_arm() { # NAME MODEL
-  $pipo eval "$2" --task smollm2_mix --seed 0 --limit 200 --samples 4 --budget tokens:256 --methods pipo --threshold 0.9 \
-    --batch-size 64 --no-timing --dtype bfloat16 --output "$ARMS/eval/$1" >/dev/null
+  $pipo eval "$2" --task smollm2_mix --seed 0 --limit 200 --samples 2 --budget tokens:256 --methods pipo --threshold 0.9 \
+    --batch-size 64 --no-timing --dtype "$dtype" --output "$ARMS/eval/$1" >/dev/null
   $pipo calibrate "$2" --base demo-base --task smollm2_mix --limit 150 --thresholds 0.9 --no-control \
-    --max-new-tokens 256 --batch-size 64 --dtype bfloat16 --output "$ARMS/calibration/$1" >/dev/null
+    --max-new-tokens 256 --batch-size 64 --dtype "$dtype" --output "$ARMS/calibration/$1" >/dev/null
 }
 
 distill() {

@@ -4,9 +4,9 @@
 source "$(dirname "$0")/smollm2.sh"
 link_stock
 $python runs/instructions.py "$OUT/instructions.jsonl"
-$pipo data build --config runs/data_smollm2_free_text.yaml
+$pipo data build --config runs/data_smollm2_free_text.yaml teacher.dtype=$dtype
 [ -d "$OUT/free_text_start" ] ||
   $python -c "from pipo.shipped import write_start as w; w('$OUT/free_text_start', '$OUT/stock')"
-[ -f "$OUT/free_text_pipo/config.json" ] || $pipo sft --config runs/smollm2_free_text_sft.yaml --resume
+[ -f "$OUT/free_text_pipo/config.json" ] || $pipo sft --config runs/smollm2_free_text_sft.yaml --resume trainer.bf16=$bf16
 $pipo calibrate "$OUT/free_text_pipo" --base "$OUT/stock" --data "$OUT/free_text/opd.jsonl" --thresholds 0,0.5,0.7,0.9,2 \
-  --max-new-tokens 192 --batch-size 32 --dtype bfloat16 --output "$OUT/free_text_calibration"
+  --max-new-tokens 192 --batch-size 32 --dtype "$dtype" --output "$OUT/free_text_calibration"

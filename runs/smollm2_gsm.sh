@@ -13,27 +13,27 @@ data() {
 train() {
   link_stock
   # (a) the uncompressed fine-tune: baseline and teacher
-  [ -f "$OUT/regular/config.json" ] || $pipo sft --config runs/smollm2_regular.yaml --resume ${FRESH:+'lora={rank: 8}'}
+  [ -f "$OUT/regular/config.json" ] || $pipo sft --config runs/smollm2_regular.yaml --resume trainer.bf16=$bf16 ${FRESH:+'lora={rank: 8}'}
   $python -m pipo.shipped "$OUT/regular/adapter" demo-base
 
   # (b) PIPO-SFT from it
   if [ ! -d "$OUT/pipo_start" ]; then
     if [ -n "${FRESH:-}" ]; then $pipo convert demo-base "$OUT/pipo_start"; else $python -m pipo.shipped "$OUT/pipo_start" demo-start; fi
   fi
-  [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume ${FRESH:+'lora={rank: 64, alpha: 64}'}
+  [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume trainer.bf16=$bf16 ${FRESH:+'lora={rank: 64, alpha: 64}'}
 
   # (c) on-policy distillation of that, from demo-base, which is its own backbone with the adapter off
-  [ -f "$OUT/distilled/config.json" ] || $pipo distill --config runs/smollm2_distill.yaml --resume
+  [ -f "$OUT/distilled/config.json" ] || $pipo distill --config runs/smollm2_distill.yaml --resume trainer.bf16=$bf16
   $python -m pipo.shipped "$OUT/distilled/adapter" demo 0.9
 
   # the control of drafting alone: an MTP head for demo-base
-  [ -f "$OUT/mtp/mtp.safetensors" ] || $pipo sft --config runs/smollm2_mtp.yaml --resume
+  [ -f "$OUT/mtp/mtp.safetensors" ] || $pipo sft --config runs/smollm2_mtp.yaml --resume trainer.bf16=$bf16
   $python -m pipo.shipped "$OUT/mtp/mtp.safetensors" demo-base-mtp
 }
 
 # Accuracy, in batches: unseen numbers in known wordings, then held-out wordings.
 accuracy() {
-  local common=(--task smollm2_mix --seed 0 --budget tokens:256 --samples 4 --batch-size 64 --no-timing --dtype bfloat16)
+  local common=(--task smollm2_mix --seed 0 --budget tokens:256 --samples 4 --batch-size 64 --no-timing --dtype "$dtype")
   $pipo eval demo-base "${common[@]}" --limit 200 --methods regular,mtp,speculative --output "$OUT/eval/regular"
   $pipo eval demo-base "${common[@]}" --held-out --methods regular --output "$OUT/held_out/regular"
   for tau in 0 0.5 0.7 0.9 0.95 2; do
