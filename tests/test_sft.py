@@ -16,14 +16,16 @@ import torch
 from safetensors.torch import load_file
 
 from pipo import PipoForCausalLM
+from pipo.convert import convert
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, tokenize_chat
+from pipo.engine import LocalEngine
 from pipo.errors import UsageError
 from pipo.families import DELTA_NET, LORA_TARGETS
 from pipo.pairing import IGNORE
 from pipo.training.divergence import labelled
 from pipo.training.recipe import SftRecipe, load_recipe
-from pipo.training.sft import sft
+from pipo.training.sft import sft, train_arguments
 from pipo.training.teacher import Teacher
 from pipo.training.trainer import pair_target_counts
 
@@ -214,7 +216,7 @@ def test_lora_reaches_every_linear_layer_of_a_hybrid(data, tmp_path):
         sft(recipe(str(tmp_path / "start"), data, tmp_path / "none", lora={"rank": 2, "targets": ["nothing"]}))
 
 
-def test_a_trained_adapter_is_gone_on_from(data, tiny_pipo, tmp_path):
+def test_a_trained_adapter_is_gone_on_from(data, tiny_llama, tiny_pipo, tmp_path):
     sft(recipe(tiny_pipo, data, tmp_path / "first", lora={"rank": 2}))
     again = {"adapter": str(tmp_path / "first" / "adapter")}
     still = {"max_steps": 1, "learning_rate": 0.0, "use_cpu": True}
@@ -223,6 +225,19 @@ def test_a_trained_adapter_is_gone_on_from(data, tiny_pipo, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(UsageError, match=r"lora\.adapter"):
         sft(recipe(tiny_pipo, data, tmp_path / "third", lora={"adapter": str(tmp_path)}))
+    convert(tiny_llama, tmp_path / "other", confidence_inputs="draft")
+    with pytest.raises(UsageError, match=r"lora\.adapter: .*lacks .*confidence_head\.draft"):
+        sft(recipe(str(tmp_path / "other"), data, tmp_path / "fourth", lora=again))
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_without_instructions_for_it_is_warned_of(tiny_llama, tiny_pipo, data, monkeypatch, caplog, supported):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    train_arguments(recipe(tiny_pipo, data, "unused", trainer={"use_cpu": True, "bf16": True}))
+    LocalEngine.load(tiny_llama, dtype="bfloat16")
+    named = [found.message.split(":")[0] for found in caplog.records]
+    assert named == ([] if supported else ["trainer.bf16", "--dtype bfloat16"])
 
 
 @pytest.mark.slow
@@ -272,7 +287,7 @@ def test_another_runs_folder_is_not_trained_over(data, tiny_pipo, tmp_path):
 RUN = """
 import sys
 from pipo.training.recipe import SftRecipe, load_recipe
-from pipo.training.sft import sft
+from pipo.training.sft import sft, train_arguments
 sft(load_recipe(SftRecipe, sys.argv[1], []), resume=True)
 """
 

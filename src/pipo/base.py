@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from pipo.errors import UsageError, first_line
+
+log = logging.getLogger("pipo")
 
 
 def load_base(
@@ -52,6 +55,13 @@ def _model_type(source: str) -> str | None:
         return AutoConfig.from_pretrained(path).model_type
     except (OSError, ValueError) as error:
         raise UsageError("model", f"cannot load {source} ({first_line(error)})", "name a folder or hub id") from error
+
+
+def warn_slow_bfloat16(option: str) -> None:
+    """Say that on this CPU float32 is faster than the bfloat16 that `option` asks for, if it is."""
+    mkldnn = torch.backends.mkldnn
+    if mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("%s: this CPU has no instructions for bfloat16, float32 is several times faster", option)
 
 
 def load_tokenizer(source: str) -> Any:

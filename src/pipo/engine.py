@@ -103,11 +103,14 @@ class LocalEngine:
     @classmethod
     def load(cls, source: str, *, dtype: str = "auto", device: str = "cpu") -> LocalEngine:
         """`source`: folder, hub id, GGUF file, `demo` or `demo-base`. On a CPU "auto" is float32."""
-        from pipo.base import load_model, load_tokenizer
+        from pipo.base import load_model, load_tokenizer, warn_slow_bfloat16
 
         path = resolve(source)
-        if dtype == "auto" and torch.device(device).type == "cpu":
-            dtype = "float32"
+        if torch.device(device).type == "cpu":
+            if dtype == "auto":
+                dtype = "float32"
+            elif dtype == "bfloat16":
+                warn_slow_bfloat16("--dtype bfloat16")
         model, tokenizer = load_model(path, dtype=dtype), load_tokenizer(path)
         rows = model.get_output_embeddings().weight.shape[0]
         if len(tokenizer) > rows:

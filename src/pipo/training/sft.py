@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipo.base import load_base, load_tokenizer
+from pipo.base import load_base, load_tokenizer, warn_slow_bfloat16
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
 from pipo.data.packing import Packer
@@ -69,6 +69,8 @@ def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
     except (TypeError, ValueError) as error:
         raise UsageError("trainer", str(error).splitlines()[0], "see transformers.TrainingArguments") from error
     check_strategy(args)
+    if args.use_cpu and args.bf16:
+        warn_slow_bfloat16("trainer.bf16")
     return args
 
 
