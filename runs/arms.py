@@ -3,6 +3,7 @@
 usage: python runs/arms.py EVAL_FOLDER CALIBRATION_FOLDER ARM...     (an arm is a folder in both)
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from pipo.calibration.reliability import judged
 from pipo.evals.metrics import Line, paired_difference
 from pipo.evals.report import cell, table
 from pipo.evals.sample_log import parse
-from pipo.evals.sweep import read
 
 HEAD = (
     "arm",
@@ -34,8 +34,9 @@ def lines_of(folder: Path) -> list[Line]:
 
 
 def row(arm: str, first: str, evals: Path, calibrations: Path) -> list[str]:
-    figures: dict[str, Any] = read(evals / arm, "summary.json")["tasks"]["smollm2_mix"]["pipo"]
-    (point,) = read(calibrations / arm, "calibration.json")["points"]
+    summary = json.loads((evals / arm / "summary.json").read_text())
+    figures: dict[str, Any] = summary["tasks"]["smollm2_mix"]["pipo"]
+    (point,) = json.loads((calibrations / arm / "calibration.json").read_text())["points"]
     difference = "-"
     if arm != first:
         mean, interval = paired_difference(lines_of(evals / arm), lines_of(evals / first))

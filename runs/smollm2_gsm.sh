@@ -31,39 +31,46 @@ train() {
   $python -m pipo.shipped "$OUT/mtp/mtp.safetensors" demo-base-mtp
 }
 
+# RUN NAME: its report and plot among the results
+publish() {
+  sed "s/(accuracy.png)/($2.png)/" "$1/report.md" >"docs/results/$2.md"
+  cp "$1/accuracy.png" "docs/results/$2.png"
+}
+
 # Accuracy, in batches: unseen numbers in known wordings, then held-out wordings.
 accuracy() {
   local common=(--task smollm2_mix --seed 0 --budget tokens:256 --samples 4 --batch-size 64 --no-timing --dtype "$dtype")
-  $pipo eval demo-base "${common[@]}" --limit 200 --methods regular,mtp,speculative --output "$OUT/eval/regular"
-  $pipo eval demo-base "${common[@]}" --held-out --methods regular --output "$OUT/held_out/regular"
-  for tau in 0 0.5 0.7 0.9 0.95 2; do
-    $pipo eval demo "${common[@]}" --limit 200 --methods pipo --threshold "$tau" --output "$OUT/eval/pipo_$tau"
-  done
+  $pipo eval demo "${common[@]}" --limit 200 --methods regular,mtp,speculative,pipo --thresholds 0,0.5,0.7,0.9,0.95,2 \
+    --output "$OUT/eval"
+  publish "$OUT/eval" smollm2_gsm_accuracy
+  $pipo eval demo "${common[@]}" --held-out --methods regular,pipo --thresholds 0.9,2 --output "$OUT/held_out"
+  publish "$OUT/held_out" smollm2_gsm_held_out
   [ ! -d "$OUT/pipo" ] || # before distillation
     $pipo eval "$OUT/pipo" "${common[@]}" --limit 200 --methods pipo --threshold 0.9 --output "$OUT/sft_only"
-  for tau in 0.9 2; do
-    $pipo eval demo "${common[@]}" --held-out --methods pipo --threshold "$tau" --output "$OUT/held_out/pipo_$tau"
-  done
-  $python -m pipo.evals.sweep "$OUT"/eval/* --output docs/results/smollm2_gsm_accuracy
-  $python -m pipo.evals.sweep "$OUT"/held_out/* --output docs/results/smollm2_gsm_held_out
-  $python runs/curves.py "$OUT/regular" "$OUT/pipo" --output docs/results/smollm2_gsm_training
+  [ ! -d "$OUT/pipo" ] || $python runs/curves.py "$OUT/regular" "$OUT/pipo" --output docs/results/smollm2_gsm_training
+}
+
+# Thresholds on other questions, beside random rejection; is the confidence what it says?
+calibration() {
+  $pipo calibrate demo --task smollm2_mix --limit 150 --thresholds 0,0.5,0.7,0.9,0.95,2 --max-new-tokens 256 --batch-size 64 \
+    --dtype "$dtype" --output "$OUT/calibration"
+  sed 's/(\(pareto\|reliability\).png)/(smollm2_gsm_calibration_\1.png)/' "$OUT/calibration/report.md" \
+    >docs/results/smollm2_gsm_calibration.md
+  for plot in pareto reliability; do cp "$OUT/calibration/$plot.png" "docs/results/smollm2_gsm_calibration_$plot.png"; done
 }
 
 # Speed at the same thresholds, one at a time: on an idle machine.
 speed() {
-  local common=(--task smollm2_mix --seed 0 --budget tokens:256 --samples 1 --limit 16)
-  $pipo eval demo-base "${common[@]}" --methods regular,mtp,speculative --output "$OUT/speed/regular"
-  for tau in 0 0.5 0.7 0.9 0.95 2; do
-    $pipo eval demo "${common[@]}" --methods pipo --threshold "$tau" --output "$OUT/speed/pipo_$tau"
-  done
-  $python -m pipo.evals.sweep "$OUT"/speed/* --output docs/results/smollm2_gsm_speed
+  $pipo eval demo --task smollm2_mix --seed 0 --budget tokens:256 --samples 1 --limit 16 \
+    --methods regular,mtp,speculative,pipo --thresholds 0,0.5,0.7,0.9,0.95,2 --output "$OUT/speed"
+  publish "$OUT/speed" smollm2_gsm_speed
 }
 
 data
 case "${1:-all}" in
-  all) train && accuracy && speed ;;
-  keep) accuracy && speed ;;
+  all) train && accuracy && calibration && speed ;;
+  keep) accuracy && calibration && speed ;;
   data) ;;
-  train | accuracy | speed) "$1" ;;
-  *) echo "usage: $0 [all|keep|data|train|accuracy|speed]" >&2 && exit 2 ;;
+  train | accuracy | calibration | speed) "$1" ;;
+  *) echo "usage: $0 [all|keep|data|train|accuracy|calibration|speed]" >&2 && exit 2 ;;
 esac

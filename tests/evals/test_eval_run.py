@@ -284,6 +284,11 @@ def test_all_four_methods_in_one_run(four, tiny_drafted):
     assert tuple(figures) == METHODS and all(set(FIGURES) <= figures[method].keys() for method in METHODS)
     assert figures["mtp"]["acceptance_rate"] == 1.0 and figures["mtp"]["tokens_per_step"] > 1.7
     assert figures["regular"]["acceptance_rate"] is None and figures["regular"]["tokens_per_step"] == 1
+    assert "difference_to_regular" not in figures["regular"]
+    for method in METHODS[1:]:
+        low, high = figures[method]["difference_to_regular_ci95"]
+        difference = figures[method]["avg_at_k"] - figures["regular"]["avg_at_k"]
+        assert figures[method]["difference_to_regular"] == pytest.approx(difference) and low <= difference <= high
     assert 1 < figures["speculative"]["tokens_per_step"] < figures["mtp"]["tokens_per_step"]
     assert summary["provenance"]["base"] == tiny_drafted
     report = (four.output / "report.md").read_text()

@@ -105,7 +105,9 @@ def test_a_sweep_has_a_row_for_every_threshold(options, tmp_path, monkeypatch):
         evaluate(alone)
         mine = [line["text"] for line in lines(options.output) if line["method"] == f"pipo@{threshold:g}"]
         assert mine == [line["text"] for line in lines(alone.output)]
-    assert "| pipo@0.5 |" in (options.output / "report.md").read_text()
+    report = (options.output / "report.md").read_text()
+    assert "| pipo@0.5 |" in report and "| less regular |" in report
+    assert (options.output / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert summary["provenance"]["thresholds"] == [0.0, 0.5, 2.0] and summary["provenance"]["base"] == options.base
 
 

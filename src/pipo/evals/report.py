@@ -8,7 +8,7 @@ from typing import Any
 
 from pipo import drafted
 from pipo.evals.metrics import Line
-from pipo.evals.plots import Point, plot_methods
+from pipo.evals.plots import Point, plot_methods, plot_sweep
 from pipo.provenance import write_text
 
 PLOT = "accuracy.png"
@@ -45,7 +45,8 @@ def write_report(folder: Path, summary: dict[str, Any], lines: Sequence[Line]) -
         task: [_point(name, figures, threshold) for name, figures in methods.items()]
         for task, methods in summary["tasks"].items()
     }
-    plot_methods(folder / PLOT, tasks)
+    swept = summary["provenance"].get("thresholds")
+    (plot_sweep if swept else plot_methods)(folder / PLOT, tasks)
     title = f"# Evaluation of {summary['provenance']['model']}"
     sections = [section(task, points) for task, points in tasks.items()]
     plot = f"![accuracy against tokens per step]({PLOT})"
@@ -113,6 +114,8 @@ def section(task: str, points: Sequence[Point]) -> str:
         tables.append(buckets_table(points))
     if "parts" in points[0].figures:
         tables.append(parts_table(points))
+    if any("difference_to_regular" in point.figures for point in points):
+        tables.append(differences_table(points))
     return "\n\n".join(tables)
 
 
@@ -135,6 +138,16 @@ def parts_table(points: Sequence[Point]) -> str:
         cells = [f"{score['avg_at_k']:.1%} ({cell(score['avg_at_k_ci95'], '.1%')})" for score in scores]
         rows.append([part, str(parts[part]["n_questions"]), *cells])
     return table(["part", "questions", *(point.label for point in points)], rows)
+
+
+def differences_table(points: Sequence[Point]) -> str:
+    """Every method less regular decoding, on the same questions."""
+    rows = []
+    for point in points:
+        if "difference_to_regular" in point.figures:
+            cells = [cell(point.figures[f"difference_to_regular{end}"], "+.1%") for end in ("", "_ci95")]
+            rows.append([point.label, *cells])
+    return table(["less regular", "avg@k", "95% CI, paired by question"], rows)
 
 
 def failures(lines: Sequence[Line]) -> str:

@@ -17,7 +17,7 @@ from pipo.engine import Completion
 from pipo.evals.buckets import buckets
 from pipo.evals.contestant import Contestant, contestants
 from pipo.evals.job import UNTIMED, Job, sample_seed
-from pipo.evals.metrics import Line, summarise
+from pipo.evals.metrics import Line, paired_difference, summarise
 from pipo.evals.options import EvalOptions
 from pipo.evals.progress import SampleProgress
 from pipo.evals.report import write_report
@@ -189,23 +189,27 @@ def _prompt_size(job: Job) -> int:
     return sum(len(message["content"]) for message in job.question.messages)
 
 
+def _figures(
+    options: EvalOptions, task: Task, methods: Sequence[Contestant], samples: SampleLog
+) -> dict[str, dict[str, Any]]:
+    """A task's part of summary.json."""
+    lines: dict[str, list[Line]] = {one.method: [] for one in methods}
+    for line in samples.lines.values():
+        if line["task"] == task.name:
+            lines[line["method"]].append(line)
+    figures = {}
+    for method, found in lines.items():
+        figures[method] = summarise(found, options.pass_k) | {"buckets": buckets(found, options.budget)}
+        if "regular" in lines and method != "regular":
+            difference, interval = paired_difference(found, lines["regular"])
+            figures[method] |= {"difference_to_regular": difference, "difference_to_regular_ci95": interval}
+    return figures
+
+
 def _summary(
     options: EvalOptions, tasks: Sequence[Task], methods: Sequence[Contestant], samples: SampleLog
 ) -> dict[str, Any]:
-    lines = list(samples.lines.values())
-    figures = {
-        task.name: {
-            one.method: summarise(
-                [line for line in lines if (line["task"], line["method"]) == (task.name, one.method)], options.pass_k
-            )
-            for one in methods
-        }
-        for task in tasks
-    }
-    for task, found in figures.items():
-        for method, values in found.items():
-            these = [line for line in lines if (line["task"], line["method"]) == (task, method)]
-            values["buckets"] = buckets(these, options.budget)
+    figures = {task.name: _figures(options, task, methods, samples) for task in tasks}
     facts = settings(options, tasks, methods)
     origin = {
         name: facts[name]
