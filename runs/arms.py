@@ -17,7 +17,7 @@ from pipo.evals.sample_log import parse
 
 HEAD = (
     "arm",
-    "avg@2",
+    "avg@k",
     "difference",
     "tokens per step",
     "acceptance rate",

@@ -7,10 +7,10 @@ pipo=.venv/bin/pipo
 mkdir -p "$OUT"
 
 # bfloat16 is slower than float32, by several times, where the processor has no instructions for it
-if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo || $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  dtype=bfloat16 bf16=true
-else
+if $python -c 'import torch; from pipo.base import cpu_lacks_bfloat16 as c; exit(torch.accelerator.is_available() or not c())'; then
   dtype=float32 bf16=false
+else
+  dtype=bfloat16 bf16=true
 fi
 
 link_stock() {

@@ -45,9 +45,10 @@ accuracy() {
   publish "$OUT/eval" smollm2_gsm_accuracy
   $pipo eval demo "${common[@]}" --held-out --methods regular,pipo --thresholds 0.9,2 --output "$OUT/held_out"
   publish "$OUT/held_out" smollm2_gsm_held_out
-  [ ! -d "$OUT/pipo" ] || # before distillation
+  if [ -d "$OUT/pipo" ]; then # trained here: before distillation
     $pipo eval "$OUT/pipo" "${common[@]}" --limit 200 --methods pipo --threshold 0.9 --output "$OUT/sft_only"
-  [ ! -d "$OUT/pipo" ] || $python runs/curves.py "$OUT/regular" "$OUT/pipo" --output docs/results/smollm2_gsm_training
+    $python runs/curves.py "$OUT/regular" "$OUT/pipo" --output docs/results/smollm2_gsm_training
+  fi
 }
 
 # Thresholds on other questions, beside random rejection; is the confidence what it says?

@@ -287,7 +287,7 @@ def test_another_runs_folder_is_not_trained_over(data, tiny_pipo, tmp_path):
 RUN = """
 import sys
 from pipo.training.recipe import SftRecipe, load_recipe
-from pipo.training.sft import sft, train_arguments
+from pipo.training.sft import sft
 sft(load_recipe(SftRecipe, sys.argv[1], []), resume=True)
 """
 

@@ -57,10 +57,14 @@ def _model_type(source: str) -> str | None:
         raise UsageError("model", f"cannot load {source} ({first_line(error)})", "name a folder or hub id") from error
 
 
+def cpu_lacks_bfloat16() -> bool:
+    """Whether this CPU has no instructions for bfloat16, as far as is known."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def warn_slow_bfloat16(option: str) -> None:
     """Say that on this CPU float32 is faster than the bfloat16 that `option` asks for, if it is."""
-    mkldnn = torch.backends.mkldnn
-    if mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if cpu_lacks_bfloat16():
         log.warning("%s: this CPU has no instructions for bfloat16, float32 is several times faster", option)
 
 

@@ -30,7 +30,7 @@ from pipo.evals.metrics import (
     bootstrap_ci95,
     bootstrap_ratio_ci95,
     decoding,
-    paired_difference,
+    difference_to,
     pass_at_k,
     per_question,
     question_means,
@@ -152,12 +152,12 @@ def summarise(
     best = top([figures[point.method] for point in swept])
     reference = next(lines[point.method] for point in swept if figures[point.method] is best)
     for point in swept:
-        _compare(figures[point.method], "top", lines[point.method], reference, field)
+        figures[point.method] |= difference_to("top", lines[point.method], reference, field)
     for point in points:
-        _compare(figures[point.method], "regular", lines[point.method], lines[base.method], field)
+        figures[point.method] |= difference_to("regular", lines[point.method], lines[base.method], field)
         if point.force_acceptance is not None:
             beaten = f"{CONFIDENCE}@{point.threshold!r}"
-            _compare(figures[beaten], "random", lines[beaten], lines[point.method], field)
+            figures[beaten] |= difference_to("random", lines[beaten], lines[point.method], field)
     chosen = choose([figures[point.method] for point in swept], options.margin)
     origin = {name: facts[name] for name in ("model", "base", "held_out", "questions", "engine", "dtype", "device")}
     return {
@@ -213,8 +213,3 @@ def _figures(point: Contestant, lines: Sequence[Line], field: str) -> dict[str, 
         **of_kept(drafts),
         **{name: calibration[name] for name in ("mean_confidence", "mean_acceptance", "ece", "ece_top1")},
     }
-
-
-def _compare(figures: dict[str, Any], name: str, lines: Sequence[Line], others: Sequence[Line], field: str) -> None:
-    """`difference_to_NAME` of the score, on the same questions, with its interval."""
-    figures[f"difference_to_{name}"], figures[f"difference_to_{name}_ci95"] = paired_difference(lines, others, field)

@@ -72,6 +72,14 @@ def paired_difference(
     return float(np.mean(differences)), bootstrap_ci95(differences)
 
 
+def difference_to(
+    name: str, lines: Sequence[Line], others: Sequence[Line], field: str = "correct"
+) -> dict[str, float | list[float]]:
+    """`paired_difference` under the names that it has in a summary: difference_to_NAME, difference_to_NAME_ci95."""
+    difference, interval = paired_difference(lines, others, field)
+    return {f"difference_to_{name}": difference, f"difference_to_{name}_ci95": interval}
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """The unbiased estimate, from n samples, that at least one of k is correct. Raises `UsageError` where k > n."""
     if k > n:

@@ -45,7 +45,7 @@ def write_report(folder: Path, summary: dict[str, Any], lines: Sequence[Line]) -
         task: [_point(name, figures, threshold) for name, figures in methods.items()]
         for task, methods in summary["tasks"].items()
     }
-    swept = summary["provenance"].get("thresholds")
+    swept = summary["provenance"]["thresholds"]
     (plot_sweep if swept else plot_methods)(folder / PLOT, tasks)
     title = f"# Evaluation of {summary['provenance']['model']}"
     sections = [section(task, points) for task, points in tasks.items()]

@@ -17,7 +17,7 @@ from pipo.engine import Completion
 from pipo.evals.buckets import buckets
 from pipo.evals.contestant import Contestant, contestants
 from pipo.evals.job import UNTIMED, Job, sample_seed
-from pipo.evals.metrics import Line, paired_difference, summarise
+from pipo.evals.metrics import Line, difference_to, summarise
 from pipo.evals.options import EvalOptions
 from pipo.evals.progress import SampleProgress
 from pipo.evals.report import write_report
@@ -201,8 +201,7 @@ def _figures(
     for method, found in lines.items():
         figures[method] = summarise(found, options.pass_k) | {"buckets": buckets(found, options.budget)}
         if "regular" in lines and method != "regular":
-            difference, interval = paired_difference(found, lines["regular"])
-            figures[method] |= {"difference_to_regular": difference, "difference_to_regular_ci95": interval}
+            figures[method] |= difference_to("regular", found, lines["regular"])
     return figures
 
 
