@@ -125,6 +125,9 @@ def test_acceptance_is_that_of_speculative_sampling(logits):
         _, target = compare(student, teacher, token)
         torch.testing.assert_close(target, expected)
         assert not target.requires_grad
-    # its mean over the student's draws is 1 - TV, the target of `full`
+    # its mean over the student's draws is 1 - TV, the target of `full` and of soft labels
     every = torch.stack([divergence.acceptance(student, teacher, torch.full((ROWS,), y)) for y in range(VOCABULARY)], 1)
-    torch.testing.assert_close((p * every).sum(-1), divergence.full(student, teacher, token)[1])
+    for compare in (divergence.full, partial(divergence.labelled, weight=0.5)):
+        _, target = compare(student, teacher, token)
+        torch.testing.assert_close((p * every).sum(-1), target)
+        assert not target.requires_grad

@@ -18,18 +18,24 @@ Compare = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def labelled(student: Tensor, teacher: Tensor, token: Tensor, *, weight: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the token + weight * KL(teacher || student); the target is the token's probability."""
-    s = F.log_softmax(student, dim=-1)
-    nll = -_at(s, token)
-    divergence = F.kl_div(s, F.softmax(teacher, dim=-1), reduction="none").sum(-1)
-    return nll + weight * divergence, torch.exp(-nll.detach())
+    """Cross-entropy of the token + weight * KL(teacher || student); the target is 1 - TV, the expected acceptance.
+
+    Without a teacher the target would be the token's probability (paper sec. 3.2), which is less than that where
+    several tokens are as good.
+    """
+    s, t = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+    return -_at(s, token) + weight * _kl(t, s), overlap(s, t)
 
 
 def full(student: Tensor, teacher: Tensor, token: Tensor, *, beta: float = 1.0) -> tuple[Tensor, Tensor]:
     """Generalized JSD over the whole vocabulary; the target is 1 - TV, the expected acceptance."""
     s, t = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
-    overlap = torch.minimum(s.detach(), t).exp().sum(-1)
-    return generalized_jsd(s, t, beta), overlap
+    return generalized_jsd(s, t, beta), overlap(s, t)
+
+
+def overlap(s: Tensor, t: Tensor) -> Tensor:  # log-probabilities [C, V] x 2 -> [C]
+    """1 - TV: the mean of `acceptance` over the student's draws."""
+    return torch.minimum(s.detach(), t).exp().sum(-1)
 
 
 def topk(student: Tensor, teacher: Tensor, token: Tensor, *, k: int, beta: float = 1.0) -> tuple[Tensor, Tensor]:
