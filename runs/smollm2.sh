@@ -1,4 +1,4 @@
-# What the scripts runs/smollm2_*.sh begin with: where things are, the precision, and the stock model's place.
+# What the scripts runs/smollm2_*.sh begin with: where things are, the precision, the stock model, and what they publish.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=out/smollm2
@@ -12,6 +12,12 @@ if $python -c 'import torch; from pipo.base import cpu_lacks_bfloat16 as c; exit
 else
   dtype=bfloat16 bf16=true
 fi
+
+# RUN NAME: the report and plots of a calibration among the results
+publish_calibration() {
+  sed "s/(\(pareto\|reliability\).png)/($2_\1.png)/" "$1/report.md" >"docs/results/$2.md"
+  for plot in pareto reliability; do cp "$1/$plot.png" "docs/results/$2_$plot.png"; done
+}
 
 link_stock() {
   ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"

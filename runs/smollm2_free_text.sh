@@ -17,8 +17,7 @@ judge() {
   local run=$1 name=smollm2_$1
   $pipo calibrate "$OUT/$run" --base "$OUT/stock" --data "$OUT/free_text/opd.jsonl" --thresholds 0,0.1,0.3,0.9,2 \
     --max-new-tokens 192 --batch-size 64 --dtype "$dtype" --output "$OUT/${run}_calibration"
-  sed "s/(\(pareto\|reliability\).png)/(${name}_\1.png)/" "$OUT/${run}_calibration/report.md" >"docs/results/$name.md"
-  for plot in pareto reliability; do cp "$OUT/${run}_calibration/$plot.png" "docs/results/${name}_$plot.png"; done
+  publish_calibration "$OUT/${run}_calibration" "$name"
   $python runs/curves.py "$OUT/$run" --output "docs/results/${name}_training"
 }
 

@@ -55,9 +55,7 @@ accuracy() {
 calibration() {
   $pipo calibrate demo --task smollm2_mix --limit 150 --thresholds 0,0.5,0.7,0.9,0.95,2 --max-new-tokens 256 --batch-size 64 \
     --dtype "$dtype" --output "$OUT/calibration"
-  sed 's/(\(pareto\|reliability\).png)/(smollm2_gsm_calibration_\1.png)/' "$OUT/calibration/report.md" \
-    >docs/results/smollm2_gsm_calibration.md
-  for plot in pareto reliability; do cp "$OUT/calibration/$plot.png" "docs/results/smollm2_gsm_calibration_$plot.png"; done
+  publish_calibration "$OUT/calibration" smollm2_gsm_calibration
 }
 
 # Speed at the same thresholds, one at a time: on an idle machine.
