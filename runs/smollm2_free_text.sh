@@ -15,7 +15,7 @@ data() {
 # RUN: its losses, its report and its plots among the results
 judge() {
   local run=$1 name=smollm2_$1
-  $pipo calibrate "$OUT/$run" --base "$OUT/stock" --data "$OUT/free_text/opd.jsonl" --thresholds 0,0.3,0.5,2 \
+  $pipo calibrate "$OUT/$run" --base "$OUT/stock" --data "$OUT/free_text/opd.jsonl" --thresholds 0,0.2,0.4,2 \
     --max-new-tokens 192 --batch-size 64 --dtype "$dtype" --output "$OUT/${run}_calibration"
   publish_calibration "$OUT/${run}_calibration" "$name"
   $python runs/curves.py "$OUT/$run" --output "docs/results/${name}_training"
