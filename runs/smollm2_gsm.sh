@@ -58,8 +58,9 @@ calibration() {
   publish_calibration "$OUT/calibration" smollm2_gsm_calibration
 }
 
-# Speed at the same thresholds, one at a time: on an idle machine.
+# Speed at the same thresholds, one at a time: on an idle machine, with the allocator that users have.
 speed() {
+  unset MALLOC_MMAP_MAX_ MALLOC_TRIM_THRESHOLD_ MALLOC_ARENA_MAX
   $pipo eval demo --task smollm2_mix --seed 0 --budget tokens:256 --samples 1 --limit 16 \
     --methods regular,mtp,speculative,pipo --thresholds 0,0.5,0.7,0.9,0.95,2 --output "$OUT/speed"
   publish "$OUT/speed" smollm2_gsm_speed
