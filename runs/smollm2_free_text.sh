@@ -12,10 +12,10 @@ data() {
     $python -c "from pipo.shipped import write_start as w; w('$OUT/free_text_start', '$OUT/stock')"
 }
 
-# RUN: its losses, its report and its plots among the results
+# RUN THRESHOLDS: its losses, its report and its plots among the results
 judge() {
   local run=$1 name=smollm2_$1
-  $pipo calibrate "$OUT/$run" --base "$OUT/stock" --data "$OUT/free_text/opd.jsonl" --thresholds 0,0.2,0.4,2 \
+  $pipo calibrate "$OUT/$run" --base "$OUT/stock" --data "$OUT/free_text/opd.jsonl" --thresholds "$2" \
     --max-new-tokens 192 --batch-size 64 --dtype "$dtype" --output "$OUT/${run}_calibration"
   publish_calibration "$OUT/${run}_calibration" "$name"
   $python runs/curves.py "$OUT/$run" --output "docs/results/${name}_training"
@@ -23,13 +23,13 @@ judge() {
 
 sft() {
   [ -f "$OUT/free_text_pipo/config.json" ] || $pipo sft --config runs/smollm2_free_text_sft.yaml --resume trainer.bf16=$bf16
-  judge free_text_pipo
+  judge free_text_pipo 0,0.2,0.4,2
 }
 
 distill() {
   [ -f "$OUT/free_text_distilled/config.json" ] ||
     $pipo distill --config runs/smollm2_free_text_distill.yaml --resume trainer.bf16=$bf16
-  judge free_text_distilled
+  judge free_text_distilled 0,0.5,0.7,2
 }
 
 case "${1:-all}" in
