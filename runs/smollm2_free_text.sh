@@ -29,7 +29,7 @@ sft() {
 distill() {
   [ -f "$OUT/free_text_distilled/config.json" ] ||
     $pipo distill --config runs/smollm2_free_text_distill.yaml --resume trainer.bf16=$bf16
-  judge free_text_distilled 0,0.2,0.4,0.6,2
+  judge free_text_distilled 0,0.2,0.4,2
 }
 
 case "${1:-all}" in
