@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Each choice alone, from the same start: fifteen minutes or so an arm on two cores, resumable.
-#   runs/smollm2_ablations.sh sft       PADs, dense distillation, compressors: 0.3M tokens of PIPO-SFT, held-out losses
-#   runs/smollm2_ablations.sh distill   divergences, what the confidence sees: accuracy, tokens per step and ECE, from `demo`
+#   runs/smollm2_ablations.sh compressors   mlp, linear, random start: 0.3M tokens of PIPO-SFT, held-out losses
+#   runs/smollm2_ablations.sh pads          PAD schemes, dense distillation: the same
+#   runs/smollm2_ablations.sh distill       divergences, what the confidence sees: accuracy, tokens per step, ECE, from `demo`
 source "$(dirname "$0")/smollm2.sh"
 ARMS=$OUT/ablations
 mkdir -p "$ARMS"
@@ -10,20 +11,30 @@ runs/smollm2_gsm.sh data
 sft_arm() { # NAME START OVERRIDE...
   local name=$1 start=$2
   shift 2
+  [ -d "$ARMS/starts/linear" ] || $python runs/starts.py demo-base "$OUT/train.jsonl" "$ARMS/starts"
   [ -f "$ARMS/$name/config.json" ] ||
     $pipo sft --config runs/smollm2_pipo.yaml --resume trainer.bf16=$bf16 "model=$ARMS/starts/$start" "output=$ARMS/$name" \
       'lora={rank: 64, alpha: 64}' trainer.max_steps=100 trainer.save_steps=50 "$@"
 }
 
-sft() {
-  [ -d "$ARMS/starts/linear" ] || $python runs/starts.py demo-base "$OUT/train.jsonl" "$ARMS/starts"
+# ARM...: their losses on text that they were not trained on
+judge_losses() {
+  head -120 "$OUT/heldout.jsonl" >"$ARMS/heldout.jsonl"
+  $python runs/heldout_loss.py "$ARMS/heldout.jsonl" "${@/#/$ARMS/}"
+}
+
+compressors() {
   sft_arm shift ours
   sft_arm linear linear
   sft_arm random random
+  judge_losses shift linear random
+}
+
+pads() {
+  sft_arm shift ours
   sft_arm split ours pads.scheme=split
   sft_arm dense ours loss.teacher=demo-base
-  head -120 "$OUT/heldout.jsonl" >"$ARMS/heldout.jsonl"
-  $python runs/heldout_loss.py "$ARMS/heldout.jsonl" "$ARMS"/{shift,linear,random,split,dense}
+  judge_losses shift split dense
 }
 
 distill_arm() { # NAME START OVERRIDE...
@@ -56,6 +67,6 @@ distill() {
 }
 
 case "${1:-}" in
-  sft | distill) "$1" ;;
-  *) echo "usage: $0 sft|distill" >&2 && exit 2 ;;
+  compressors | pads | distill) "$1" ;;
+  *) echo "usage: $0 compressors|pads|distill" >&2 && exit 2 ;;
 esac
