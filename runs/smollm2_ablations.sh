@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Each choice alone, from the same start: fifteen minutes or so an arm on two cores, resumable.
+# Each choice alone, from the same start: a quarter of an hour to forty minutes an arm on two cores, resumable.
 #   runs/smollm2_ablations.sh compressors   mlp, linear, random start: 0.3M tokens of PIPO-SFT, held-out losses
 #   runs/smollm2_ablations.sh pads          PAD schemes, dense distillation: the same
 #   runs/smollm2_ablations.sh distill       divergences, what the confidence sees: accuracy, tokens per step, ECE, from `demo`

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from pipo.engine import LocalEngine, Sampling
     from pipo.pairing import Slot
 
-GREETING = (
-    "Accepted drafts [green]green[/], rejected ones [red strike]red[/]. /reset starts anew, /quit or Ctrl-D leaves."
-)
-
 
 def chat(
     model: options.ModelArgument,
@@ -39,13 +35,14 @@ def chat(
     from rich.console import Console
 
     from pipo.engine import Sampling
+    from pipo_cli.drafts import COLOURS
 
     sampling = Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty).check()
     threshold = options.check_threshold(threshold)
     engine = options.load_engine(model, dtype, device, threshold)
     console = Console(highlight=False)
     draws = random.Random(seed)
-    console.print(GREETING, soft_wrap=True)
+    console.print(f"{COLOURS} /reset starts anew, /quit or Ctrl-D leaves.", soft_wrap=True)
     Conversation(engine, sampling, max_new_tokens, threshold, draws, console).run()
 
 
@@ -101,7 +98,7 @@ class Conversation:
     def _decode(self, slots: list[Slot]) -> None:
         from pipo_cli.drafts import DraftPainter
 
-        painter = DraftPainter(self.engine.tokenizer)
+        painter = DraftPainter(self.engine.tokenizer, self.console)
 
         def show(_: int, slot: Slot) -> None:
             slots.append(slot)

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 QUESTIONS = 8
 MAX_NEW_TOKENS = 160
@@ -17,13 +16,14 @@ def main() -> None:
     """Answer a few unseen questions greedily, regular beside PIPO, and print what each cost."""
     from pipo.engine import LocalEngine
     from pipo.tasks import smollm2_mix
+    from pipo_cli.drafts import COLOURS
     from pipo_cli.quiet import quiet
 
     quiet()
     console = Console()
     console.print("Building or loading [bold]demo[/] (PIPO) and [bold]demo-base[/] (uncompressed) …")
     if console.color_system:
-        console.print("Accepted drafts [green]green[/], rejected ones [red strike]red[/].")
+        console.print(COLOURS)
     engines = {"regular": LocalEngine.load("demo-base"), "pipo": LocalEngine.load("demo")}
     table = Table(title="greedy, CPU, batch of one; times in milliseconds")
     for name in ("question", "method", "answer", "tokens", "steps", "tokens per step", "TTFT", "TPOT"):
@@ -58,8 +58,7 @@ def _show(console: Console, table: Table, method: str, engine: Any, question: An
     _, correct = smollm2_mix.score(done.text, question)
     verdict = "[green]right[/]" if correct else f"[red]wrong[/] (gold {question.answer})"
     console.print(f"[bold]{method}[/]: {verdict}")
-    # without colours nobody could tell rejected drafts from the answer
-    console.print(render_slots(done.slots, engine.tokenizer) if console.color_system else Text(done.text))
+    console.print(render_slots(done.slots, engine.tokenizer, console))
     table.add_row(
         question.id,
         method,

@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipo.pairing import Slot
 
 ACCEPTED, REJECTED = "green", "red strike"
+COLOURS = f"Accepted drafts [{ACCEPTED}]green[/], rejected ones [{REJECTED}]red[/]."
 
 
 class DraftPainter:
-    """Slots in, text out as it becomes known: a character whose bytes lie in several tokens comes with its last."""
+    """Slots in, text out as it becomes known: a character whose bytes lie in several tokens comes with its last.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Rejected drafts are left out for a console without colours, where they would read as part of the answer.
+    """
+
+    def __init__(self, tokenizer: Any, console: Console | None = None) -> None:
         from tokenizers.decoders import DecodeStream
 
         self.tokenizer = tokenizer
+        self.rejected = console is None or console.color_system is not None
         self.stream = DecodeStream(skip_special_tokens=True)
 
     def paint(self, slot: Slot) -> Text:
@@ -27,7 +34,7 @@ class DraftPainter:
         text = Text(self._next(slot.token1))
         if slot.draft is not None and slot.accepted:
             text.append(self._next(slot.draft), ACCEPTED)
-        elif slot.draft is not None:
+        elif slot.draft is not None and self.rejected:
             text.append(self.tokenizer.decode([slot.draft]).replace("\n", "⏎"), REJECTED)
         return text
 
@@ -35,9 +42,9 @@ class DraftPainter:
         return self.stream.step(self.tokenizer.backend_tokenizer, token) or ""
 
 
-def render_slots(slots: Sequence[Slot], tokenizer: Any) -> Text:
+def render_slots(slots: Sequence[Slot], tokenizer: Any, console: Console | None = None) -> Text:
     """A whole answer."""
-    painter = DraftPainter(tokenizer)
+    painter = DraftPainter(tokenizer, console)
     return Text().join(painter.paint(slot) for slot in slots)
 
 

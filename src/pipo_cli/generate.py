@@ -117,5 +117,5 @@ def _show(answer: Completion, engine: LocalEngine) -> None:
     from pipo_cli.drafts import legend, render_slots
 
     console = Console(highlight=False)
-    console.print(render_slots(answer.slots, engine.tokenizer), soft_wrap=True)
+    console.print(render_slots(answer.slots, engine.tokenizer, console), soft_wrap=True)
     console.print(legend(answer.slots), style="dim")

@@ -1,6 +1,10 @@
 """Drafts on the terminal."""
 
+import io
+
+import pytest
 import tiny
+from rich.console import Console
 
 from pipo.pairing import Slot
 from pipo_cli.drafts import ACCEPTED, REJECTED, legend, render_slots
@@ -29,6 +33,14 @@ def test_rejected_drafts_follow_token_1_and_are_no_part_of_the_answer():
     assert spans(text, REJECTED) == ["b"]
     assert spans(text, ACCEPTED) == ["b"]
     assert legend(slots).plain == "4 tokens in 3 steps; drafts: 1 accepted, 1 rejected"
+
+
+@pytest.mark.parametrize(("colours", "shown"), [("standard", "aba"), (None, "aa")])
+def test_without_colours_rejected_drafts_are_left_out(colours, shown):
+    tokenizer = tiny.tokenizer()
+    one, two = (tokenizer(word)["input_ids"][0] for word in ("a", "b"))
+    console = Console(file=io.StringIO(), force_terminal=colours is not None, color_system=colours)
+    assert render_slots([Slot(one, two, 0.1), Slot(one)], tokenizer, console).plain == shown
 
 
 def test_the_end_of_turn_is_not_shown_unless_it_was_rejected():
