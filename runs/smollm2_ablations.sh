@@ -60,10 +60,12 @@ distill() {
   distill_arm topk states
   distill_arm topk_draft draft
   distill_arm full states 'divergence={kind: full}'
-  distill_arm sampled states 'divergence={kind: sampled}'
+  # `sampled` needs draws from the student's whole distribution; what that alone changes, topk shows
+  distill_arm topk_whole states rollout.top_p=1 rollout.top_k=0
+  distill_arm sampled states rollout.top_p=1 rollout.top_k=0 'divergence={kind: sampled}'
   judge_arm demo demo
-  for name in topk topk_draft full sampled; do judge_arm "$name" "$ARMS/$name"; done
-  $python runs/arms.py "$ARMS"/{eval,calibration} demo topk topk_draft full sampled
+  for name in topk topk_draft full topk_whole sampled; do judge_arm "$name" "$ARMS/$name"; done
+  $python runs/arms.py "$ARMS"/{eval,calibration} demo topk topk_draft full topk_whole sampled
 }
 
 case "${1:-}" in

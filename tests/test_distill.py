@@ -29,6 +29,9 @@ from pipo.training.sft import NEW_MODULES, add_lora
 from pipo.training.teacher import Teacher
 
 PAD = 2
+ROLLOUT = {"max_new_tokens": 12, "threshold": 0.3}
+WHOLE = {"top_p": 1.0, "top_k": 0}
+"""The student's whole distribution."""
 TRAINER = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "use_cpu": True}
 
 
@@ -48,7 +51,7 @@ def recipe(model, prompts, output, **changes):
         "model": model,
         "output": str(output),
         "data": {"train": [prompts]},
-        "rollout": {"max_new_tokens": 12, "threshold": 0.3},
+        "rollout": ROLLOUT,
         "trainer": TRAINER,
     }
     return DistillRecipe.model_validate(fields | changes)
@@ -120,7 +123,7 @@ def test_with_the_adapter_off_the_student_is_its_teacher(tiny_pipo, tiny_llama):
 
 @pytest.mark.parametrize("divergence", [{"kind": "topk", "k": 8}, {"kind": "full", "beta": 0.5}, {"kind": "sampled"}])
 def test_every_divergence_trains(prompts, tiny_pipo, tiny_llama, tmp_path, divergence):
-    distill(recipe(tiny_pipo, prompts, tmp_path, teacher=tiny_llama, divergence=divergence))
+    distill(recipe(tiny_pipo, prompts, tmp_path, teacher=tiny_llama, divergence=divergence, rollout=ROLLOUT | WHOLE))
     log = curve(tmp_path, 4)
     assert len(log) == 4
     for entry in log:
@@ -296,3 +299,18 @@ def test_bad_recipes_are_refused(prompts, tiny_pipo, tmp_path):
         recipe(tiny_pipo, prompts, tmp_path, teacher="t", divergence={"kind": "sampled", "beta": 0.5})
     with pytest.raises(ValueError, match="threshold"):
         recipe(tiny_pipo, prompts, tmp_path, teacher="t", rollout={"threshold": -1})
+
+
+def test_sampled_is_refused_where_tokens_are_no_draws_of_the_students_whole_distribution(prompts, tiny_pipo, tmp_path):
+    fields = {"teacher": "t", "divergence": {"kind": "sampled"}}
+    with pytest.raises(ValueError, match=r"set top_p 1\.0, top_k 0 "):
+        recipe(tiny_pipo, prompts, tmp_path, **fields)
+    with pytest.raises(ValueError, match=r"set temperature 1\.0 "):
+        recipe(tiny_pipo, prompts, tmp_path, rollout=WHOLE | {"temperature": 0.6}, **fields)
+    model = PipoForCausalLM.from_pretrained(tiny_pipo)
+    model.set_shortlist([5, 6, 7])
+    model.save_pretrained(tmp_path / "listed")
+    tiny.tokenizer().save_pretrained(tmp_path / "listed")
+    with pytest.raises(UsageError, match="shortlist"):
+        distill(recipe(str(tmp_path / "listed"), prompts, tmp_path / "out", rollout=WHOLE, **fields))
+    assert not (tmp_path / "out").exists()

@@ -82,17 +82,19 @@ def test_generalized_jsd_is_that_of_trl(beta):
 
 
 def test_the_mean_gradient_of_samples_is_that_of_the_exact_divergence():
-    """The expectation is taken exactly: over every pair of tokens that two positions could draw."""
+    """The expectation is taken exactly, over all texts of two tokens, the second of which depends on the first."""
     torch.manual_seed(1)
-    student, teacher = torch.randn(2, 2, 4, dtype=torch.float64)
+    student, teacher = torch.randn(2, 5, 4, dtype=torch.float64)  # row 0: of the first token, 1 + y: after token y
     student.requires_grad_()
     p = F.softmax(student, -1).detach()
     mean = torch.zeros_like(student)
     for first in range(4):
+        rows = torch.tensor([0, 1 + first])
         for second in range(4):
-            loss, _ = divergence.sampled(student, teacher, torch.tensor([first, second]))
-            mean += p[0, first] * p[1, second] * gradient(loss, student)
-    torch.testing.assert_close(mean, gradient(exact_kl(student, teacher), student))
+            loss, _ = divergence.sampled(student[rows], teacher[rows], torch.tensor([first, second]))
+            mean += p[0, first] * p[1 + first, second] * gradient(loss, student)
+    reached = torch.cat([torch.ones(1), p[0]])
+    torch.testing.assert_close(mean, gradient(reached * exact_kl(student, teacher), student))
 
 
 def test_the_baseline_makes_samples_less_noisy():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from pipo.base import load_tokenizer
 from pipo.data.batch import Collator
@@ -55,6 +55,8 @@ def prepare(recipe: DistillRecipe) -> tuple[Any, PromptDataset]:
     student = resolve(recipe.model)
     tokenizer = load_tokenizer(student)
     check_same_end(tokenizer, student)
+    if recipe.divergence.kind == "sampled":
+        check_drafts_any_token(student)
     if recipe.teacher is not None:
         check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.teacher)))
     elif was_trained(Path(student)):
@@ -73,6 +75,13 @@ def check_same_end(tokenizer: Any, student: str) -> None:
     if ends and tokenizer.eos_token_id not in ends:
         problem = f"its decoding stops at {ends}, its tokenizer's EOS is {tokenizer.eos_token_id}"
         raise UsageError("model", problem, "put that into eos_token_id of its generation_config.json")
+
+
+def check_drafts_any_token(student: str) -> None:
+    """Drafts that a shortlist allows are no draws of the student's whole distribution."""
+    if getattr(AutoConfig.from_pretrained(student), "draft_vocab_size", None) is not None:
+        problem = "`sampled` needs drafts from the whole vocabulary, and the student has a shortlist"
+        raise UsageError("divergence.kind", problem, "take topk or full, or give the student's shortlist up")
 
 
 def was_trained(student: Path) -> bool:

@@ -48,16 +48,16 @@ def topk(student: Tensor, teacher: Tensor, token: Tensor, *, k: int, beta: float
 
 
 def sampled(student: Tensor, teacher: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(student || teacher) estimated at one token that was drawn from the student.
+    """KL(student || teacher) estimated at one token that was drawn from the student's whole distribution.
 
-    Its value is log p_s - log p_t. Its gradient is the score function's: that value, less the mean of the other
+    Its value is log p_s - log p_t. Its gradient is the score function's: that value, less the mean of earlier
     positions as a baseline, times the gradient of log p_s. (The gradient of the value itself has mean zero, whatever
-    the teacher says.)
+    the teacher says. Later positions were drawn after this token: a baseline of them would bias its gradient.)
     """
     s, t = (_at(F.log_softmax(x, dim=-1), token) for x in (student, teacher))
     value = (s - t).detach()
-    others = len(value) - 1
-    baseline = (value.sum() - value) / others if others else torch.zeros_like(value)
+    earlier = torch.arange(len(value), device=value.device).clamp(min=1)
+    baseline = (value.cumsum(0) - value) / earlier
     return (value - baseline) * (s - s.detach()) + value, acceptance(student, teacher, token)
 
 

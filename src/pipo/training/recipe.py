@@ -194,7 +194,9 @@ class Rollout(Section):
 class Divergence(Section):
     """How student and teacher are compared (`pipo.training.divergence`)."""
 
-    kind: Literal["topk", "full", "sampled"] = "topk"
+    kind: Literal["topk", "full", "sampled"] = Field(
+        default="topk", description="sampled: of tokens drawn from the student's whole distribution"
+    )
     k: int = Field(default=32, ge=1, description="of topk")
     beta: float = Field(default=1.0, ge=0, le=1, description="1: KL(student || teacher), 0: KL(teacher || student)")
 
@@ -220,6 +222,15 @@ class DistillRecipe(Recipe):
     def _has_teacher(self) -> DistillRecipe:
         if self.teacher is None and self.lora is None:
             raise ValueError("teacher: name one, or train with lora, whose base is then the teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _sampled_is_of_draws(self) -> DistillRecipe:
+        plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+        wrong = [f"{name} {value}" for name, value in plain.items() if getattr(self.rollout, name) != value]
+        if self.divergence.kind == "sampled" and wrong:
+            needs = "divergence `sampled` needs tokens drawn from the student's whole distribution"
+            raise ValueError(f"rollout: {needs}, set {', '.join(wrong)}")
         return self
 
 
