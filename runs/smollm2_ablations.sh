@@ -63,9 +63,10 @@ distill() {
   # `sampled` needs draws from the student's whole distribution; what that alone changes, topk shows
   distill_arm topk_whole states rollout.top_p=1 rollout.top_k=0
   distill_arm sampled states rollout.top_p=1 rollout.top_k=0 'divergence={kind: sampled}'
+  distill_arm topk_slow states trainer.learning_rate=1e-4
   judge_arm demo demo
-  for name in topk topk_draft full topk_whole sampled; do judge_arm "$name" "$ARMS/$name"; done
-  $python runs/arms.py "$ARMS"/{eval,calibration} demo topk topk_draft full topk_whole sampled
+  for name in topk topk_draft full topk_whole sampled topk_slow; do judge_arm "$name" "$ARMS/$name"; done
+  $python runs/arms.py "$ARMS"/{eval,calibration} demo topk topk_draft full topk_whole sampled topk_slow
 }
 
 case "${1:-}" in
