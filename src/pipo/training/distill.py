@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from pipo.base import load_tokenizer
 from pipo.data.batch import Collator
 from pipo.data.chat import PromptDataset
 from pipo.errors import UsageError
 from pipo.evals.metrics import repeats
+from pipo.families import load_config
 from pipo.pad_token import id_list
 from pipo.pairing import token2_targets
 from pipo.shipped import resolve
@@ -79,7 +80,7 @@ def check_same_end(tokenizer: Any, student: str) -> None:
 
 def check_drafts_any_token(student: str) -> None:
     """Drafts that a shortlist allows are no draws of the student's whole distribution."""
-    if getattr(AutoConfig.from_pretrained(student), "draft_vocab_size", None) is not None:
+    if getattr(load_config("model", student), "draft_vocab_size", None) is not None:
         problem = "`sampled` needs drafts from the whole vocabulary, and the student has a shortlist"
         raise UsageError("divergence.kind", problem, "take topk or full, or give the student's shortlist up")
 
