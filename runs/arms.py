@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pipo.calibration.reliability import judged
-from pipo.evals.metrics import Line, paired_difference
-from pipo.evals.report import cell, table
-from pipo.evals.sample_log import parse
+from pipo.measure.calibration.reliability import judged
+from pipo.measure.evals.metrics import Line, paired_difference
+from pipo.measure.evals.report import cell, table
+from pipo.measure.evals.sample_log import parse
 
 HEAD = (
     "arm",

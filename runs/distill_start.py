@@ -7,9 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from pack_shipped import write_start
 from safetensors.torch import load_file, save_file
 
-from pipo.shipped import adapter_of, write_start
+from pipo.convert.shipped import adapter_of
 
 ADAPTER = "adapter_model.safetensors"
 HEAD = "base_model.model.confidence_head."

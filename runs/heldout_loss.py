@@ -11,11 +11,11 @@ import sys
 import torch
 
 from pipo import PipoForCausalLM
-from pipo.base import load_tokenizer
+from pipo.convert.base import load_tokenizer
+from pipo.convert.shipped import resolve
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, Tokens
 from pipo.data.layout import lay_out
-from pipo.shipped import resolve
 
 BATCH = 16
 REJECTED = (0.0, 0.25, 0.5, 1.0)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pipo.bench.limit import speedup_limit
-from pipo.choose_shortlist import always, count_answers, judge, rank
-from pipo.engine import Completion, LocalEngine, Sampling
+from pipo.decoding.engine import Completion, LocalEngine, Sampling
+from pipo.measure.bench.limit import speedup_limit
+from pipo.measure.choose_shortlist import always, count_answers, judge, rank
 from pipo.tasks import smollm2_mix
 from pipo.tasks.question import Question
 

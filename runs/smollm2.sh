@@ -10,7 +10,7 @@ mkdir -p "$OUT"
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_ARENA_MAX=1
 
 # bfloat16 is slower than float32, by several times, where the processor has no instructions for it
-if $python -c 'import torch; from pipo.base import cpu_lacks_bfloat16 as c; exit(torch.accelerator.is_available() or not c())'; then
+if $python -c 'import torch; from pipo.convert.base import cpu_lacks_bfloat16 as c; exit(torch.accelerator.is_available() or not c())'; then
   dtype=float32 bf16=false
 else
   dtype=bfloat16 bf16=true
@@ -23,5 +23,5 @@ publish_calibration() {
 }
 
 link_stock() {
-  ln -sfn "$($python -c 'from pipo.shipped import stock; print(stock())')" "$OUT/stock"
+  ln -sfn "$($python -c 'from pipo.convert.shipped import stock; print(stock())')" "$OUT/stock"
 }

@@ -9,7 +9,7 @@ data() {
   $python runs/instructions.py "$OUT/instructions.jsonl"
   $pipo data build --config runs/data_smollm2_free_text.yaml teacher.dtype=$dtype
   [ -d "$OUT/free_text_start" ] ||
-    $python -c "from pipo.shipped import write_start as w; w('$OUT/free_text_start', '$OUT/stock')"
+    $python runs/pack_shipped.py "$OUT/free_text_start" demo-start "$OUT/stock"
 }
 
 # RUN THRESHOLDS: its losses, its report and its plots among the results

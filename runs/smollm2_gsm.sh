@@ -14,21 +14,21 @@ train() {
   link_stock
   # (a) the uncompressed fine-tune: baseline and teacher
   [ -f "$OUT/regular/config.json" ] || $pipo sft --config runs/smollm2_regular.yaml --resume trainer.bf16=$bf16 ${FRESH:+'lora={rank: 8}'}
-  $python -m pipo.shipped "$OUT/regular/adapter" demo-base
+  $python runs/pack_shipped.py "$OUT/regular/adapter" demo-base
 
   # (b) PIPO-SFT from it
   if [ ! -d "$OUT/pipo_start" ]; then
-    if [ -n "${FRESH:-}" ]; then $pipo convert demo-base "$OUT/pipo_start"; else $python -m pipo.shipped "$OUT/pipo_start" demo-start; fi
+    if [ -n "${FRESH:-}" ]; then $pipo convert demo-base "$OUT/pipo_start"; else $python runs/pack_shipped.py "$OUT/pipo_start" demo-start; fi
   fi
   [ -f "$OUT/pipo/config.json" ] || $pipo sft --config runs/smollm2_pipo.yaml --resume trainer.bf16=$bf16 ${FRESH:+'lora={rank: 64, alpha: 64}'}
 
   # (c) on-policy distillation of that, from demo-base, which is its own backbone with the adapter off
   [ -f "$OUT/distilled/config.json" ] || $pipo distill --config runs/smollm2_distill.yaml --resume trainer.bf16=$bf16
-  $python -m pipo.shipped "$OUT/distilled/adapter" demo 0.9
+  $python runs/pack_shipped.py "$OUT/distilled/adapter" demo 0.9
 
   # the control of drafting alone: an MTP head for demo-base
   [ -f "$OUT/mtp/mtp.safetensors" ] || $pipo sft --config runs/smollm2_mtp.yaml --resume trainer.bf16=$bf16
-  $python -m pipo.shipped "$OUT/mtp/mtp.safetensors" demo-base-mtp
+  $python runs/pack_shipped.py "$OUT/mtp/mtp.safetensors" demo-base-mtp
 }
 
 # RUN NAME: its report and plot among the results

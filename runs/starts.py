@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from pipo.base import load_base, load_tokenizer
-from pipo.convert import RESIDUAL, from_base
+from pipo.convert.base import load_base, load_tokenizer
+from pipo.convert.from_base import RESIDUAL, from_base
+from pipo.convert.save import save_model
+from pipo.convert.shipped import resolve
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset
-from pipo.save import save_model
-from pipo.shipped import resolve
 
 EXAMPLES = 8
 

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from pipo.engine import Completion, Sampling
+from pipo.decoding.engine import Completion, Sampling
 
 GREEDY = Sampling(temperature=0)
 WORDS = "The answer is what how many and so on user system".split()

@@ -1,14 +1,8 @@
 """Folders of tiny models, made once a session."""
 
-import sys
-from pathlib import Path
-
 import pytest
-from hypothesis import settings
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import tiny
+from hypothesis import settings
 
 settings.register_profile("pipo", deadline=None)  # a busy machine is no failure
 settings.load_profile("pipo")
@@ -35,7 +29,7 @@ def unsure(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_drafted(tmp_path_factory):
     """An uncompressed model's folder with an MTP head beside it."""
-    from pipo.drafted import save_mtp
+    from pipo.model.mtp_base import save_mtp
 
     folder = tmp_path_factory.mktemp("tiny_drafted")
     model = tiny.drafted("llama")
@@ -48,7 +42,7 @@ def tiny_drafted(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_pipo(tiny_llama, tmp_path_factory):
     """The same, converted."""
-    from pipo.convert import convert
+    from pipo.convert.folders import convert
 
     folder = tmp_path_factory.mktemp("tiny_pipo")
     convert(tiny_llama, folder)

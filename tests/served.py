@@ -5,7 +5,7 @@ import random
 import tiny
 import torch
 
-from pipo.engine import Sampling
+from pipo.decoding.engine import Sampling
 
 BLOCK, CHUNK, LENGTH = 64, 256, 1024
 """The engine's block of tokens, tokens a step, longest sequence."""
@@ -22,7 +22,7 @@ def save_tiny(folder, family, **changes):
 
     Its MTP head is no copy of the backbone's layer: that one repeats token 1, whatever stands in its cache.
     """
-    from pipo.convert import from_base
+    from pipo.convert.from_base import from_base
 
     tokenizer = tiny.tokenizer()
     model = from_base(tiny.base(family, max_position_embeddings=LENGTH, **changes), tokenizer=tokenizer)

@@ -4,11 +4,10 @@ import os
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import httpx2
+from places import SRC
 
-SRC = Path(__file__).parents[1] / "src"
 START_SECONDS = 600
 
 

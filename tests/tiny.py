@@ -93,7 +93,7 @@ def prompts(lengths: Iterable[int]) -> list[list[int]]:
 
 def pipo(family: str, **changes: Any) -> Any:
     """A converted tiny model; its confidence head is scaled so that confidences spread over (0, 1)."""
-    from pipo.convert import from_base
+    from pipo.convert.from_base import from_base
 
     model = from_base(base(family), tokenizer=tokenizer(), **changes)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def pipo(family: str, **changes: Any) -> Any:
 
 def drafted(family: str) -> Any:
     """A base whose layers say little beside the embeddings, so that its grown MTP head is right about half the time."""
-    from pipo.drafted import DraftedBase, grown_mtp
+    from pipo.model.mtp_base import DraftedBase, grown_mtp
 
     model = base(family, tie_word_embeddings=False)
     with torch.no_grad():

@@ -2,8 +2,8 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipo.config import PipoConfig
-from pipo.model import PipoForCausalLM, PipoOutput
+from pipo.model.config import PipoConfig
+from pipo.model.pipo import PipoForCausalLM, PipoOutput
 
 AutoConfig.register(PipoConfig.model_type, PipoConfig)
 AutoModelForCausalLM.register(PipoConfig, PipoForCausalLM)

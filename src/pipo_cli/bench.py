@@ -59,8 +59,8 @@ def bench(
     plot: Annotated[Path | None, typer.Option(metavar="F", help="Picture of the ratios to write.")] = None,
 ) -> None:
     """Measure TTFT, TPOT, throughput and KV memory, as ratios to regular decoding in the same engine and run."""
-    from pipo.bench.run import BenchOptions
-    from pipo.bench.run import bench as measure
+    from pipo.measure.bench.options import BenchOptions
+    from pipo.measure.bench.run import bench as measure
 
     if threshold is not None and force_acceptance is not None:
         raise typer.BadParameter("goes without --threshold", param_hint="--force-acceptance")
@@ -83,7 +83,7 @@ def bench(
     )
     result = _measure(measure, wanted)
     if plot is not None:
-        from pipo.bench.plot import plot as draw
+        from pipo.measure.bench.plot import plot as draw
 
         draw(result, str(plot))
     if as_json:

@@ -54,9 +54,9 @@ def calibrate(
     Writes samples.jsonl, calibration.json and report.md with plots into the output folder. Started again with the same
     options, it goes on where it stopped; thresholds may be added.
     """
-    from pipo.calibration.options import BEST, THRESHOLDS, CalibrateOptions
-    from pipo.calibration.run import calibrate as run
-    from pipo.engine import Sampling
+    from pipo.decoding.engine import Sampling
+    from pipo.measure.calibration.options import BEST, THRESHOLDS, CalibrateOptions
+    from pipo.measure.calibration.run import calibrate as run
 
     log_progress()
     found = CalibrateOptions(

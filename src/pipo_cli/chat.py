@@ -14,7 +14,7 @@ from pipo_cli.options import Dtype
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipo.engine import LocalEngine, Sampling
+    from pipo.decoding.engine import LocalEngine, Sampling
     from pipo.pairing import Slot
 
 
@@ -34,7 +34,7 @@ def chat(
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
     from rich.console import Console
 
-    from pipo.engine import Sampling
+    from pipo.decoding.engine import Sampling
     from pipo_cli.drafts import COLOURS
 
     sampling = Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty).check()

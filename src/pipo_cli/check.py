@@ -18,8 +18,8 @@ def check(
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare the trainer's forward with the decoder, or the decoder with vLLM. Exits with 1 where they differ."""
-    from pipo.check import check as compare
-    from pipo.check import check_vllm
+    from pipo.measure.check import check as compare
+    from pipo.measure.check import check_vllm
 
     if engine is Engine.vllm:
         options.no_device(device)

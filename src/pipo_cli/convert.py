@@ -36,7 +36,7 @@ def convert(
     dtype: Annotated[Dtype, typer.Option(help="Precision to save in; auto keeps the base's.")] = Dtype.auto,
 ) -> None:
     """Write a PIPO folder around BASE's weights. Its new heads are untrained: train them with `pipo sft`."""
-    from pipo.convert import convert as write
+    from pipo.convert.folders import convert as write
 
     inputs = confidence_inputs.value
     write(base, out, compressor=compressor.value, confidence_inputs=inputs, dtype=dtype.value)

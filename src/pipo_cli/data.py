@@ -38,9 +38,9 @@ def data(
     `pipo data build --config R.yaml` makes such files from questions and a teacher, see `pipo data build --help`. A
     file called build is ./build.
     """
-    from pipo.base import load_tokenizer
+    from pipo.convert.base import load_tokenizer
+    from pipo.convert.shipped import resolve
     from pipo.data.stats import Stats, collect
-    from pipo.shipped import resolve
 
     stats: Stats = collect(files, load_tokenizer(resolve(model)) if model else None)
     if as_json:
@@ -67,7 +67,7 @@ def build(
     """
     from pipo.data.build.build import build as make
     from pipo.data.build.recipe import BuildRecipe
-    from pipo.training.recipe import load_recipe
+    from pipo.runtime.recipe import load_recipe
 
     log_lines()
     recipe = load_recipe(BuildRecipe, config, overrides or [])

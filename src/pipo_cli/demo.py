@@ -14,7 +14,7 @@ MAX_NEW_TOKENS = 160
 
 def main() -> None:
     """Answer a few unseen questions greedily, regular beside PIPO, and print what each cost."""
-    from pipo.engine import LocalEngine
+    from pipo.decoding.engine import LocalEngine
     from pipo.tasks import smollm2_mix
     from pipo_cli.drafts import COLOURS
     from pipo_cli.quiet import quiet
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _answer(engine: Any, question: Any) -> Any:
-    from pipo.engine import Sampling
+    from pipo.decoding.engine import Sampling
 
     arrived = time.perf_counter()
     prompt = engine.encode(question.messages)

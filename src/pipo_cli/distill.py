@@ -25,7 +25,7 @@ def distill(
     if dry_run:
         print_estimate(recipe, as_json)
         return
-    from pipo.training.distill import distill as train
+    from pipo.training.distill.run import distill as train
 
     train(recipe, resume=resume)
     done(recipe.output)

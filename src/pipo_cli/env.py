@@ -27,7 +27,7 @@ def collect() -> dict[str, Any]:
     facts: dict[str, Any] = {name: _version(distribution) for name, distribution in PACKAGES.items()}
     facts |= {"python": platform.python_version(), "platform": platform.platform()}
     try:
-        from pipo.provenance import hardware
+        from pipo.runtime.provenance import hardware
 
         facts |= {name: fact for name, fact in hardware().items() if name != "gpu"}
     except Exception as error:  # a broken torch is what a bug report is about
@@ -53,7 +53,7 @@ def _accelerators() -> list[str]:
 
 def _sandbox() -> str | None:
     try:
-        from pipo.sandbox import best
+        from pipo.runtime.sandbox import best
 
         return best().protection
     except Exception:

@@ -72,10 +72,10 @@ def eval_(
     timing: Annotated[bool, typer.Option(help="Time the first 16 questions one by one.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    from pipo.engine import Sampling
-    from pipo.evals.budget import Budget
-    from pipo.evals.options import EvalOptions
-    from pipo.evals.run import evaluate
+    from pipo.decoding.engine import Sampling
+    from pipo.measure.evals.budget import Budget
+    from pipo.measure.evals.options import EvalOptions
+    from pipo.measure.evals.run import evaluate
 
     options = EvalOptions(
         model=model,

@@ -14,7 +14,7 @@ from pipo_cli import options
 from pipo_cli.options import Dtype
 
 if TYPE_CHECKING:
-    from pipo.engine import Completion, LocalEngine, Sampling
+    from pipo.decoding.engine import Completion, LocalEngine, Sampling
     from pipo_cli.prompts import Prompt
 
 FILE = 'Text with one prompt a line, or JSONL with "prompt", "question" or "messages"; - is stdin.'
@@ -42,7 +42,7 @@ def generate(
 
     --json prints one object an answer, a line each. Times are null where --batch-size is above 1.
     """
-    from pipo.engine import Sampling
+    from pipo.decoding.engine import Sampling
 
     prompts = _prompts(prompt, file)
     if show_drafts and as_json:

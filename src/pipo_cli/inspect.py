@@ -12,8 +12,8 @@ from pipo_cli.options import JsonOption, ModelArgument
 
 def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Print a model's parts, parameters and memory per 1K tokens against its base. Reads no weights."""
-    from pipo.inspect_model import inspect_model
-    from pipo.shipped import resolve
+    from pipo.convert.shipped import resolve
+    from pipo.measure.inspect_model import inspect_model
 
     facts = inspect_model(resolve(model))
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipo.engine import LocalEngine
+    from pipo.decoding.engine import LocalEngine
 
 
 class Dtype(StrEnum):
@@ -64,7 +64,7 @@ def numbers(flag: str, text: str) -> list[int]:
 
 def load_engine(model: str, dtype: Dtype, device: str, threshold: float | None) -> LocalEngine:
     """The model with its tokenizer. Raises `UsageError`, also for a threshold that the model cannot have."""
-    from pipo.engine import LocalEngine
+    from pipo.decoding.engine import LocalEngine
     from pipo.errors import UsageError
 
     engine = LocalEngine.load(model, dtype=dtype.value, device=pick_device(device))
@@ -83,6 +83,6 @@ def no_device(name: str) -> None:
 
 def pick_device(name: str) -> str:
     """A device by its name. Raises `UsageError` where it cannot be used."""
-    from pipo import engine
+    from pipo.decoding import engine
 
     return engine.pick_device(name)

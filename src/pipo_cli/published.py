@@ -23,7 +23,7 @@ def import_(
     base: Annotated[Path | None, typer.Option(help=BASE)] = None,
 ) -> None:
     """Read the authors' published layout and write a PIPO folder."""
-    from pipo.published import import_published
+    from pipo.convert.folders import import_published
 
     import_published(src, out, base)
     typer.echo(f"wrote {out}")
@@ -35,7 +35,7 @@ def export(
     layout: Annotated[Layout, typer.Option(help="Whose layout.")],
 ) -> None:
     """Write a PIPO model in the authors' published layout."""
-    from pipo.published import export as write
+    from pipo.convert.folders import export as write
 
     write(model, out)
     typer.echo(f"wrote {out}")

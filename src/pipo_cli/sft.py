@@ -12,7 +12,8 @@ import typer
 from pipo_cli.quiet import log_lines
 
 if TYPE_CHECKING:
-    from pipo.training.recipe import DistillRecipe, RecipeT, SftRecipe
+    from pipo.runtime.recipe import RecipeT
+    from pipo.training.recipe import DistillRecipe, SftRecipe
 
 RESUME = "Go on from the last checkpoint in the recipe's output folder."
 JSON = "Print what --dry-run finds out as JSON."
@@ -45,7 +46,7 @@ def sft(
 
 def print_estimate(recipe: SftRecipe | DistillRecipe, as_json: bool) -> None:
     """What `--dry-run` finds out."""
-    from pipo.training.estimate import estimate
+    from pipo.training.plan.estimate import estimate
 
     plan = estimate(recipe)
     if as_json:
@@ -74,7 +75,7 @@ def check_json(as_json: bool, dry_run: bool) -> None:
 
 def read(kind: type[RecipeT], config: str, overrides: list[str] | None, report_to: str | None) -> RecipeT:
     """A stage's recipe, and its log on the terminal."""
-    from pipo.training.recipe import load_recipe
+    from pipo.runtime.recipe import load_recipe
 
     log_lines(logging.INFO if rank() == 0 else logging.ERROR)
     tracker = [] if report_to is None else [f"trainer.report_to={report_to}"]

@@ -28,7 +28,7 @@ def shortlist(
     the bytes of a step allow at best; a list that does not pay is not written. Count what the model will be asked for:
     on other text more of its drafts would lie outside.
     """
-    from pipo.choose_shortlist import shortlist as choose
+    from pipo.measure.choose_shortlist import shortlist as choose
 
     report = choose(model, data, [] if size is None else numbers("--size", size), output)
     if as_json:

@@ -63,7 +63,7 @@ def test_other_errors_exit_with_1(pipo, monkeypatch):
     def fail(*_):
         raise ValueError("first\nsecond")
 
-    monkeypatch.setattr("pipo.inspect_model.inspect_model", fail)
+    monkeypatch.setattr("pipo.measure.inspect_model.inspect_model", fail)
     result = pipo("inspect", "any")
     assert result.exit_code == 1
     assert result.stderr == "error: ValueError: first second\n"

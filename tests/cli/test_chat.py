@@ -21,7 +21,7 @@ def test_a_prompt_that_is_too_long_ends_nothing(pipo, tiny_pipo):
 
 
 def test_interrupting_an_answer_keeps_what_was_said(pipo, tiny_pipo, monkeypatch):
-    from pipo.engine import LocalEngine
+    from pipo.decoding.engine import LocalEngine
 
     def interrupted(self, *_, **__):
         raise KeyboardInterrupt

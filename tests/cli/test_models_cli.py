@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import yaml
+from places import PARITY
 from safetensors.torch import load_file
-
-PUBLISHED = Path(__file__).parents[1] / "data"
 
 
 def test_convert_then_inspect(pipo, refused, tiny_llama, tmp_path):
@@ -37,21 +35,21 @@ def test_inspect_an_uncompressed_model(pipo, refused, tiny_llama, tmp_path):
 
 def test_parts_have_the_sizes_of_the_real_model(tiny_pipo):
     from pipo import PipoForCausalLM
-    from pipo.inspect_model import inspect_model
+    from pipo.measure.inspect_model import inspect_model
 
     model = PipoForCausalLM.from_pretrained(tiny_pipo)
     assert inspect_model(tiny_pipo)["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_import_and_export(pipo, refused, tiny_pipo, tmp_path):
-    assert "tokenizer" in refused("SRC", "import", PUBLISHED / "mlp_tied", tmp_path / "pipo")
+    assert "tokenizer" in refused("SRC", "import", PARITY / "mlp_tied", tmp_path / "pipo")
     refused("SRC", "import", tmp_path, tmp_path / "pipo")
     refused("Missing option '--layout'", "export", tiny_pipo, tmp_path / "authors")
     refused("MODEL", "export", tiny_pipo, tmp_path / "authors", "--layout", "authors")  # its compressor has a residual
 
 
 def test_an_import_exported_is_what_was_imported(pipo, tmp_path):
-    given = shutil.copytree(PUBLISHED / "mlp_tied", tmp_path / "given")
+    given = shutil.copytree(PARITY / "mlp_tied", tmp_path / "given")
     tiny.tokenizer().save_pretrained(given)
     assert pipo("import", given, tmp_path / "pipo").exit_code == 0
     assert pipo("export", tmp_path / "pipo", tmp_path / "authors", "--layout", "authors").exit_code == 0
@@ -69,9 +67,9 @@ def test_check(pipo, refused, tiny_pipo, tiny_llama):
 
 
 def test_check_fails_where_the_paths_differ(pipo, monkeypatch):
-    from pipo.check import CheckReport
+    from pipo.measure.check import CheckReport
 
-    monkeypatch.setattr("pipo.check.check", lambda *_, **__: CheckReport(False, 1.0, 256, ["a", "b"]))
+    monkeypatch.setattr("pipo.measure.check.check", lambda *_, **__: CheckReport(False, 1.0, 256, ["a", "b"]))
     result = pipo("check", "any")
     assert result.exit_code == 1
     assert "DIFFER" in result.stdout
@@ -160,5 +158,5 @@ def test_env_survives_a_broken_torch(pipo, monkeypatch):
     def fail():
         raise OSError("libtorch.so: cannot open")
 
-    monkeypatch.setattr("pipo.provenance.hardware", fail)
+    monkeypatch.setattr("pipo.runtime.provenance.hardware", fail)
     assert "libtorch" in pipo("env").stdout

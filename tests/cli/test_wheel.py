@@ -3,11 +3,9 @@
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from places import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +18,7 @@ def wheel(tmp_path_factory):
 
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"pipo/py.typed", "pipo_cli/app.py", "pipo/model.py"} <= set(names)
+    assert {"pipo/py.typed", "pipo_cli/app.py", "pipo/model/pipo.py"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pipo", "pipo_cli"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

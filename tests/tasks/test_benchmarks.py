@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipo import sandbox
 from pipo.errors import UsageError
+from pipo.runtime import sandbox
 from pipo.tasks import boxed, choice, code, load
 from pipo.tasks.code import Case, Program, Suite, last_program, passes, same_output, same_value
 from pipo.tasks.livecodebench_v6 import unpack

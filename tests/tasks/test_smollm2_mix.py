@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import SRC
 
 from pipo.tasks import smollm2_mix as mix
 from pipo.tasks import word_problems
@@ -52,7 +53,7 @@ def test_same_seed_same_questions_other_seed_others():
 
 def test_same_questions_in_a_fresh_process():
     code = "from pipo.tasks import smollm2_mix as m; print([q.solution for q in m.questions(30, 5)])"
-    path = str(Path(mix.__file__).parents[2])
+    path = str(SRC)
     output = subprocess.check_output([sys.executable, "-c", code], env={"PYTHONPATH": path}, text=True)
     assert output.strip() == str([question.solution for question in mix.questions(30, 5)])
 

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from places import SHARED
 
 from pipo.errors import UsageError
 from pipo.tasks import TASKS, boxed, load, word_problems
 from pipo.tasks.question import Question
-
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def example(answer: str) -> Question:
@@ -23,9 +22,9 @@ def example(answer: str) -> Question:
 
 
 def data(name: str) -> Path:
-    if not (DATA / name).exists():
+    if not (SHARED / name).exists():
         pytest.skip(f"{name} is not beside this checkout")
-    return DATA / name
+    return SHARED / name
 
 
 def write(folder: Path, *rows: object) -> Path:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 from served import BLOCK, CHUNK, LENGTH, save_tiny
 
-from pipo.engine import LocalEngine
+from pipo.decoding.engine import LocalEngine
 
 SETTINGS = {
     "dtype": "float32",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from served import BLOCK, CHUNK, LENGTH, draw, reference, save_tiny, tokens
 
-from pipo.engine import LocalEngine
+from pipo.decoding.engine import LocalEngine
 from pipo.pairing import pad_to_even
 
 HERE = Path(__file__).parent

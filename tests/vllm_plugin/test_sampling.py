@@ -9,7 +9,7 @@ import tiny
 import torch
 from served import Each, ask, draw, ids, params, reference, tokens
 
-from pipo.engine import Sampling
+from pipo.decoding.engine import Sampling
 from pipo.pairing import pad_to_even
 
 PAD, EOS = 2, 1

@@ -13,7 +13,7 @@ from server_process import Process
 from soak import soak
 from transformers import AutoTokenizer
 
-from pipo.engine import LocalEngine
+from pipo.decoding.engine import LocalEngine
 
 pytestmark = pytest.mark.slow
 PARSERS = ("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
@@ -102,7 +102,7 @@ def test_a_tool_is_called_by_vllms_parser(client, local):
 @pytest.fixture(scope="module")
 def thinker(folder, tmp_path_factory):
     """The model, but what was its token SAID in place of is `</think>`."""
-    from pipo.model import PipoForCausalLM
+    from pipo.model.pipo import PipoForCausalLM
 
     thinking = tmp_path_factory.mktemp("thinker")
     model, tokenizer = PipoForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

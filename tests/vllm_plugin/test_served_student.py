@@ -9,9 +9,9 @@ from served import ask, draw, save_tiny
 
 from pipo import PipoForCausalLM
 from pipo.training import recipe as recipes
-from pipo.training.distill import distill
+from pipo.training.distill.rollout import roll_out
+from pipo.training.distill.run import distill
 from pipo.training.recipe import DistillRecipe, Lora
-from pipo.training.rollout import roll_out
 from pipo.training.sft import NEW_MODULES, add_lora
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -40,7 +40,7 @@ def what(answers):
 
 
 def test_the_engine_has_the_trainers_weights(own, local):
-    from pipo.training.served import ServedStudent
+    from pipo.training.distill.served import ServedStudent
 
     prompts, how = draw((6, 9, 30), seed=3), recipes.Rollout(engine="vllm", **HOW)
     served = ServedStudent(own, how, "float32", answers=4)

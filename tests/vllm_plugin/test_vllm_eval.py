@@ -7,11 +7,11 @@ import pytest
 import tiny
 from served import LENGTH
 
-from pipo.engine import Sampling
+from pipo.decoding.engine import Sampling
 from pipo.errors import UsageError
-from pipo.evals.budget import Budget
-from pipo.evals.options import EvalOptions
-from pipo.evals.run import evaluate
+from pipo.measure.evals.budget import Budget
+from pipo.measure.evals.options import EvalOptions
+from pipo.measure.evals.run import evaluate
 
 
 @pytest.fixture(scope="module")

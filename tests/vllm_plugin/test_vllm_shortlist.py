@@ -4,7 +4,7 @@ import pytest
 import torch
 from served import draw, params, reference, save_tiny, tokens
 
-from pipo.engine import LocalEngine, Sampling
+from pipo.decoding.engine import LocalEngine, Sampling
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
 
 from pipo.pairing import IGNORE
+from pipo.runtime.recipe import Section
 
 Reject = Callable[[], bool]
+
+
+class Pads(Section):
+    """How rejected drafts are imitated in training."""
+
+    scheme: Literal["shift", "split", "none"] = "shift"
+    max_ratio: float = Field(default=0.7, ge=0, le=1, description="each sequence draws its ratio from U[0, max_ratio]")
 
 
 @dataclass(slots=True)

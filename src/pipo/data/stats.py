@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipo.data.chat import Problem, check_messages, render, tokenize_chat
-from pipo.data.layout import lay_out
+from pipo.data.layout import Pads, lay_out
 from pipo.errors import UsageError
-from pipo.training.recipe import Pads
 
 
 @dataclass

@@ -22,14 +22,14 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from pipo.decoding.attention import fast_attention
-from pipo.decoding.drafted import DraftedReader, VerifyingReader
 from pipo.decoding.loop import Coin, Loop, Row, Threshold, make_reader
+from pipo.decoding.mtp_base import DraftedReader, VerifyingReader
 from pipo.decoding.reader import position_limit
 from pipo.decoding.sampling import PresencePenalty, Sampler
 from pipo.decoding.speculative import SpeculativeLoop
-from pipo.drafted import DraftedBase
 from pipo.errors import UsageError
-from pipo.mtp import MtpHead
+from pipo.model.mtp import MtpHead
+from pipo.model.mtp_base import DraftedBase
 from pipo.pairing import Slot, check_force_acceptance, chosen_threshold, to_pairs
 
 REFUSED = {

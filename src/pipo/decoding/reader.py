@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipo.decoding.cache import drop_left, join, kv_bytes, make_cache
+from pipo.model.shortlist import Shortlist
 from pipo.pairing import pad_to_even, pair_mask, pair_positions
-from pipo.shortlist import Shortlist
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:  # [B, T], mask [B, T]

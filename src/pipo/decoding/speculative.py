@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipo.decoding.drafted import VerifyingReader
 from pipo.decoding.loop import Loop, Row
+from pipo.decoding.mtp_base import VerifyingReader
 from pipo.pairing import Slot, Verified
 
 

@@ -19,9 +19,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pipo.decoding.engine import Completion
 from pipo.decoding.sampling import FrequencyPenalty, PresencePenalty, Sampler
 from pipo.decoding.shared import Member, TokenLogprob
-from pipo.engine import Completion
 from pipo.pairing import Slot
 from pipo.serving.text import Piece, TextStream
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipo.decoding.engine import Completion
 from pipo.decoding.shared import TokenLogprob
-from pipo.engine import Completion
 from pipo.serving.generation import Generation, Update
 from pipo.serving.protocol import ChatRequest, CompletionRequest
 from pipo.serving.service import Answers

@@ -9,7 +9,7 @@ from types import FrameType
 
 import uvicorn
 
-from pipo.engine import LocalEngine
+from pipo.decoding.engine import LocalEngine
 from pipo.errors import UsageError, first_line
 from pipo.serving.app import make_app
 from pipo.serving.metrics import Metrics

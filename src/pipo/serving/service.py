@@ -13,11 +13,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from pipo.convert.pad_token import id_list
+from pipo.decoding.engine import LocalEngine
 from pipo.decoding.loop import make_reader
 from pipo.decoding.reader import position_limit
-from pipo.engine import LocalEngine
 from pipo.errors import UsageError, first_line
-from pipo.pad_token import id_list
 from pipo.pairing import chosen_threshold
 from pipo.serving.generation import Generation, Rules, Update
 from pipo.serving.protocol import ChatRequest, CompletionRequest, SamplingFields

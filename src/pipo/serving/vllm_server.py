@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipo.convert.shipped import resolve
 from pipo.errors import UsageError
 from pipo.pairing import check_threshold
 from pipo.serving.page import page_response
-from pipo.shipped import resolve
 
 SERVER = "vllm.entrypoints.openai.api_server"
 MIDDLEWARE = "pipo.serving.vllm_server.PipoFields"

@@ -1,4 +1,4 @@
-"""Programming: the program in an answer, and a score by running it on tests in the sandbox (`pipo.sandbox`)."""
+"""Programming: the program in an answer, and a score by running it on tests in the sandbox (`pipo.runtime.sandbox`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from pipo.errors import UsageError
-from pipo.sandbox import Limits, Sandbox, best
+from pipo.runtime.sandbox import Limits, Sandbox, best
 
 log = logging.getLogger("pipo")
 MIB = 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,3 +36,8 @@ class Task:
     name: str
     questions: list[Question]
     score: Score
+
+
+def sample_seed(seed: int, question_id: str, index: int) -> int:
+    """The seed of one sample, the same for every method."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{question_id}/{index}".encode()).digest()[:6])

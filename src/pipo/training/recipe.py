@@ -1,28 +1,17 @@
-"""Training recipes: YAML files, checked strictly, with `section.key=value` overrides."""
+"""Training recipes: what `pipo sft` and `pipo distill` are told."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipo.errors import UsageError
-
-RecipeT = TypeVar("RecipeT", bound="Section")
-
+from pipo.data.layout import Pads
+from pipo.runtime.recipe import Section, nearest
 
 KEEPS_APART = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 """Attention that transformers masks between the examples of a packed row."""
-
-
-class Section(BaseModel):
-    """A part of a recipe. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
 class Data(Section):
@@ -37,13 +26,6 @@ class Data(Section):
     packing: bool = Field(
         default=False, description="a batch's conversations lie end to end in one row, none of which sees another"
     )
-
-
-class Pads(Section):
-    """How rejected drafts are imitated in training."""
-
-    scheme: Literal["shift", "split", "none"] = "shift"
-    max_ratio: float = Field(default=0.7, ge=0, le=1, description="each sequence draws its ratio from U[0, max_ratio]")
 
 
 class Lora(Section):
@@ -111,7 +93,7 @@ class Recipe(Section):
         del fields["output_dir"]
         for key in value:
             if key not in fields:
-                raise ValueError(f"unknown key {key!r}{_nearest(key, set(fields))}")
+                raise ValueError(f"unknown key {key!r}{nearest(key, set(fields))}")
         return {key: _argument(key, given, fields[key].default) for key, given in value.items()}
 
 
@@ -234,40 +216,6 @@ class DistillRecipe(Recipe):
         return self
 
 
-def load_recipe(kind: type[RecipeT], path: str, overrides: list[str]) -> RecipeT:
-    """Read a recipe. `overrides` are "section.key=value" with YAML values. Raises `UsageError`."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UsageError("--config", f"no file {path}", "name a recipe, see runs/") from error
-    except yaml.YAMLError as error:
-        raise UsageError(
-            "--config", f"{path} is no YAML ({str(error).splitlines()[0]})", "see runs/ for examples"
-        ) from error
-    if not isinstance(raw, dict):
-        raise UsageError("--config", f"{path} holds no mapping", "see runs/ for examples")
-    for override in overrides:
-        _apply(raw, override)
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise _usage_error(kind, error) from error
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, sep, value = override.partition("=")
-    if not sep:
-        raise UsageError(override, "is no override", "write section.key=value")
-    *sections, last = key.split(".")
-    for section in sections:
-        if raw.get(section) is None:
-            raw[section] = {}
-        raw = raw[section]
-        if not isinstance(raw, dict):
-            raise UsageError(key, f"{section!r} is no section", "write section.key=value")
-    raw[last] = yaml.safe_load(value)
-
-
 def _argument(key: str, value: Any, default: Any) -> Any:
     """A field of TrainingArguments, of what YAML reads: it takes `1e-4` for text and the strategy `no` for false."""
     if value is False and key.endswith("_strategy"):
@@ -278,30 +226,3 @@ def _argument(key: str, value: Any, default: Any) -> Any:
         except ValueError:
             raise ValueError(f"{key}: {value!r} is no number") from None
     return value
-
-
-def _nearest(key: str, names: Any) -> str:
-    close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def _fields(kind: Any, location: tuple[Any, ...]) -> list[str]:
-    """Names of the keys that would be valid beside the one at `location`."""
-    for part in location[:-1]:
-        field = kind.model_fields.get(part) if hasattr(kind, "model_fields") else None
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        kind = next((c for c in candidates if hasattr(c, "model_fields")), None)
-    return list(kind.model_fields) if kind is not None else []
-
-
-def _usage_error(kind: type[Section], error: ValidationError) -> UsageError:
-    first = error.errors()[0]
-    location = tuple(part for part in first["loc"])
-    field = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _fields(kind, location), n=1, cutoff=0.5)
-        return UsageError(field, "unknown key", f"did you mean {close[0]!r}?" if close else "remove it")
-    problem = first["msg"].removeprefix("Value error, ")
-    if not location:  # of the whole recipe: the message names the field
-        field, _, problem = problem.partition(": ")
-    return UsageError(field, problem[0].lower() + problem[1:], "correct the recipe or the override")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipo.losses import LossOutput, chunked_head_loss, cross_entropy
-from pipo.packed import packed_inputs
+from pipo.model.losses import LossOutput, chunked_head_loss, cross_entropy
+from pipo.model.packed import packed_inputs
 from pipo.pairing import IGNORE
 
 

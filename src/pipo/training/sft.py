@@ -16,15 +16,15 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipo.base import load_base, load_tokenizer, warn_slow_bfloat16
+from pipo.convert.base import load_base, load_tokenizer, warn_slow_bfloat16
+from pipo.convert.save import save_model
+from pipo.convert.shipped import adapter_of, resolve
 from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
 from pipo.data.packing import Packer
-from pipo.drafted import DraftedBase, grown_mtp, load_mtp, save_mtp
 from pipo.errors import UsageError, first_line
-from pipo.families import LORA_TARGETS, has_trained_mtp, text_config
-from pipo.save import save_model
-from pipo.shipped import adapter_of, resolve
+from pipo.model.families import LORA_TARGETS, has_trained_mtp, text_config
+from pipo.model.mtp_base import DraftedBase, grown_mtp, load_mtp, save_mtp
 from pipo.training.checkpoint import last_checkpoint, whole_model
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
 from pipo.training.teacher import check_same_tokens

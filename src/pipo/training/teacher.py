@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipo.base import load_base
+from pipo.convert.base import load_base
+from pipo.convert.shipped import resolve
 from pipo.errors import UsageError
-from pipo.packed import packed_inputs
+from pipo.model.packed import packed_inputs
 from pipo.pairing import pad_mask, token1_targets, token2_targets
-from pipo.shipped import resolve
 from pipo.training.divergence import Compare, acceptance
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
 from pipo.data.sampler import EvenSampler, Filled, LengthBlockSampler, ShuffleSampler
-from pipo.drafted import draft_targets
+from pipo.model.mtp_base import draft_targets
 from pipo.pairing import IGNORE, token1_targets, token2_targets
 from pipo.training.divergence import labelled
 from pipo.training.recipe import Loss, Weights

@@ -1,4 +1,4 @@
-"""vLLM behind the interface of `pipo.engine.LocalEngine`: prompts in, completions out."""
+"""vLLM behind the interface of `pipo.decoding.engine.LocalEngine`: prompts in, completions out."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipo.convert.shipped import resolve
 from pipo.data.chat import encode_prompt
-from pipo.engine import Completion, Sampling
+from pipo.decoding.engine import Completion, Sampling
 from pipo.errors import UsageError
 from pipo.pairing import Slot
-from pipo.shipped import resolve
-from pipo.vllm.plugin import check_version
 from pipo.vllm.requests import DETAILED, FORCE, RECORD, THRESHOLD
+from pipo.vllm.supported import check_version
 
 SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",

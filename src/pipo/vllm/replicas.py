@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from pipo.engine import Completion
+from pipo.decoding.engine import Completion
 from pipo.errors import UsageError
 from pipo.vllm.engine import VllmEngine
 

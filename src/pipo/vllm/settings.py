@@ -12,7 +12,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 
 from pipo.errors import UsageError
 from pipo.pairing import chosen_threshold
-from pipo.vllm.plugin import HYBRID_ARCHITECTURE
+from pipo.vllm.supported import HYBRID_ARCHITECTURE
 
 log = logging.getLogger("vllm.pipo")
 

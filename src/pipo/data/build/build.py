@@ -18,13 +18,13 @@ from pipo.data.build.recipe import BuildRecipe
 from pipo.data.build.sets import ANSWERED, CHECKED, Results, write_sets
 from pipo.data.build.teacher import Order, ask
 from pipo.errors import UsageError
-from pipo.evals.job import sample_seed
-from pipo.evals.progress import SampleProgress
-from pipo.evals.thoughts import conclusion
-from pipo.journal import Journal, claim
-from pipo.provenance import write_json, write_provenance
+from pipo.runtime.journal import Journal, claim
+from pipo.runtime.progress import SampleProgress
+from pipo.runtime.provenance import write_json, write_provenance
 from pipo.tasks.code import sandbox
+from pipo.tasks.question import sample_seed
 from pipo.tasks.rows import Row
+from pipo.tasks.thoughts import conclusion
 
 MAY_CHANGE = {
     "output": True,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipo.data.build.recipe import BuildRecipe
-from pipo.provenance import write_text
+from pipo.runtime.provenance import write_text
 
 CARD = """# {name}
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from pipo.data.build.recipe import Checks, QuestionSource
 from pipo.errors import UsageError
-from pipo.provenance import write_json
-from pipo.sandbox import Limits
+from pipo.runtime.provenance import write_json
+from pipo.runtime.sandbox import Limits
 from pipo.tasks import boxed
 from pipo.tasks.chat_jsonl import messages
 from pipo.tasks.code import Case, Suite, last_program, passes

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipo.training.recipe import Section
+from pipo.runtime.recipe import Section
 
 
 class QuestionSource(Section):

@@ -123,7 +123,7 @@ def _request(answers: Answers) -> dict[str, Any]:
 
 
 def _ask_local(recipe: BuildRecipe, orders: Iterator[Order], put: Put) -> None:
-    from pipo.engine import LocalEngine, Sampling, batches, pick_device
+    from pipo.decoding.engine import LocalEngine, Sampling, batches, pick_device
 
     teacher, answers = recipe.teacher, recipe.answers
     engine = LocalEngine.load(teacher.model, dtype=teacher.dtype, device=pick_device(teacher.device))

@@ -1,0 +1,1 @@
+"""Folders in and out: bases, PIPO folders, the authors' layout, the shipped model."""

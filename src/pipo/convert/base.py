@@ -1,0 +1,106 @@
+"""Uncompressed models: loading one from a folder, a hub id or a GGUF file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedModel
+
+from pipo.errors import UsageError, first_line
+from pipo.model.pipo import PipoForCausalLM
+
+log = logging.getLogger("pipo")
+
+
+def load_base(
+    source: str, *, dtype: str | torch.dtype = "auto", attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A Hugging Face causal LM. A GGUF file is dequantized. Raises `UsageError`."""
+    path, kwargs = _resolve(source)
+    if kwargs:
+        kwargs["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attn_implementation, **kwargs
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(
+            "model", f"cannot load {source} ({first_line(error)})", "name a folder, hub id or GGUF file"
+        ) from error
+    if kwargs:
+        _forget_gguf(model)
+    return model
+
+
+def load_model(source: str, *, dtype: str | torch.dtype = "auto") -> Any:
+    """A PIPO model or an uncompressed one, whichever the folder holds. Raises `UsageError`."""
+    if not source.endswith(".gguf") and _model_type(source) == "pipo":
+        try:
+            return PipoForCausalLM.from_pretrained(source, dtype=dtype)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UsageError(
+                "model", f"cannot load {source} ({first_line(error)})", "save or download it again"
+            ) from error
+    return load_base(source, dtype=dtype)
+
+
+def _model_type(source: str) -> str | None:
+    path, _ = _resolve(source)
+    try:
+        return AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError) as error:
+        raise UsageError("model", f"cannot load {source} ({first_line(error)})", "name a folder or hub id") from error
+
+
+def cpu_lacks_bfloat16() -> bool:
+    """Whether this CPU has no instructions for bfloat16, as far as is known."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def warn_slow_bfloat16(option: str) -> None:
+    """Say that on this CPU float32 is faster than the bfloat16 that `option` asks for, if it is."""
+    if cpu_lacks_bfloat16():
+        log.warning("%s: this CPU has no instructions for bfloat16, float32 is several times faster", option)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer beside a model. Raises `UsageError`."""
+    path, kwargs = _resolve(source)
+    try:
+        return AutoTokenizer.from_pretrained(path, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "tokenizer", f"cannot load it from {source} ({first_line(error)})", "put its files beside the model"
+        ) from error
+
+
+def stored_threshold(source: str) -> float | None:
+    """The confidence threshold that a folder or hub id stores, None where it stores none."""
+    try:
+        value: float | None = getattr(GenerationConfig.from_pretrained(source), "confidence_threshold", None)
+    except OSError:
+        return None
+    return value
+
+
+def _resolve(source: str) -> tuple[str, dict[str, Any]]:
+    path = Path(source)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if path.exists() and not (path / "config.json").is_file():
+        raise UsageError("model", f"{source} is no model folder (no config.json)", "name a Hugging Face model folder")
+    return source, {}
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Make a dequantized model an ordinary one, that can be cast, trained and saved."""
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    model.is_quantized = False
+    model.hf_quantizer = None
+    model.quantization_method = None

@@ -1,0 +1,1 @@
+"""What a PIPO model is: config, compressor, backbone, MTP head, confidence head, losses."""

@@ -1,0 +1,1 @@
+"""On-policy distillation: the student's own answers, compared with an uncompressed teacher."""

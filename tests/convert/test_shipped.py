@@ -1,0 +1,72 @@
+"""Trained adapters as they lie in the package."""
+
+import json
+from pathlib import Path
+
+import pack_shipped
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from pipo.convert import shipped
+from pipo.model.families import MTP_FILE, has_trained_mtp
+from pipo.model.mtp_base import grown_mtp, load_mtp, save_mtp
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A folder with a matrix whose rows differ much in size, and a vector."""
+    torch.manual_seed(0)
+    matrix = torch.randn(6, 40) * torch.logspace(-4, 1, 6)[:, None]
+    matrix[3] = 0
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file({"a.lora_A.weight": matrix, "a.bias": torch.randn(9)}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 6, "base_model_name_or_path": "/private/path"}))
+    return folder
+
+
+def test_a_packed_adapter_is_small_and_close_to_what_was_trained(adapter, tmp_path, monkeypatch):
+    for module in (shipped, pack_shipped):
+        monkeypatch.setattr(module, "ASSETS", tmp_path / "assets")
+    monkeypatch.setenv("PIPO_HOME", str(tmp_path / "home"))
+    pack_shipped.pack(adapter, "demo-base")
+    stored = load_file(tmp_path / "assets" / "demo-base" / "adapter_model.safetensors")
+    assert stored["a.lora_A.weight"].dtype == torch.int8
+    assert "private" not in (tmp_path / "assets" / "demo-base" / "adapter_config.json").read_text()
+    folder = shipped.adapter_of("demo-base")
+    given, back = (load_file(f / "adapter_model.safetensors") for f in (adapter, folder))
+    assert given.keys() == back.keys()
+    largest = given["a.lora_A.weight"].abs().amax(-1, keepdim=True)
+    assert ((back["a.lora_A.weight"] - given["a.lora_A.weight"]).abs() <= largest / 254 * 1.001).all()
+    assert (back["a.lora_A.weight"][3] == 0).all()
+    assert torch.allclose(back["a.bias"].float(), given["a.bias"], rtol=1 / 128)
+
+
+def test_any_other_adapter_is_its_own_folder(adapter):
+    assert shipped.adapter_of(str(adapter)) == adapter
+
+
+def test_a_packed_mtp_head_is_put_beside_demo_base(adapter, tmp_path, monkeypatch):
+    for module in (shipped, pack_shipped):
+        monkeypatch.setattr(module, "ASSETS", tmp_path / "assets")
+    monkeypatch.setenv("PIPO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(shipped, "stock", lambda: tmp_path / "stock")
+    monkeypatch.setattr(shipped, "_merged", lambda model, _: model)
+    base = tiny.base("llama")
+    base.save_pretrained(tmp_path / "stock")
+    tiny.tokenizer().save_pretrained(tmp_path / "stock")
+    pack_shipped.main([str(adapter), "demo-base"])
+    bare = Path(shipped.resolve("demo-base"))
+    assert not has_trained_mtp(str(bare), base.config)
+    head = grown_mtp(base)
+    save_mtp(head, tmp_path)
+    pack_shipped.main([str(tmp_path / MTP_FILE), "demo-base-mtp"])
+    assert load_file(tmp_path / "assets" / "demo-base" / MTP_FILE)["mtp.fc.weight"].dtype == torch.int8
+    built = Path(shipped.resolve("demo-base"))
+    assert built != bare  # the asset is part of what a built model is known by
+    back = load_mtp(AutoModelForCausalLM.from_pretrained(built), str(built))
+    for name, tensor in head.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], tensor, atol=float(tensor.abs().max()) / 120, rtol=1e-2)
