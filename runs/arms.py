@@ -21,8 +21,8 @@ HEAD = (
     "difference",
     "tokens per step",
     "acceptance rate",
-    "kept drafts: true acceptance",
-    "all drafts: true acceptance",
+    "kept drafts: agreement",
+    "all drafts: agreement",
     "ECE",
     "squared error of the confidence",
 )
@@ -49,8 +49,8 @@ def row(arm: str, first: str, evals: Path, calibrations: Path) -> list[str]:
         difference,
         f"{figures['tokens_per_step']:.3f}",
         f"{figures['acceptance_rate']:.1%}",
-        f"{point['kept_acceptance']:.3f}",
-        f"{point['mean_acceptance']:.3f}",
+        f"{point['kept_agreement']:.3f}",
+        f"{point['mean_agreement']:.3f}",
         f"{point['ece']:.3f}",
         f"{error:.4f}",
     ]

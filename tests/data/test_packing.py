@@ -14,7 +14,7 @@ from pipo.data.packing import Packer
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE, packed_pair_positions, token1_targets, token2_targets
 from pipo.runtime.recipe import load_recipe
-from pipo.training.divergence import labelled
+from pipo.training.divergence import soft_labels
 from pipo.training.recipe import SftRecipe
 from pipo.training.regular import use_chunked_loss
 from pipo.training.sft import sft
@@ -133,7 +133,7 @@ def test_the_drawn_drafts_are_those_of_the_examples():
 @pytest.mark.parametrize("family", ["llama", "qwen3_5"])
 def test_the_regular_control_too(family):
     model = use_chunked_loss(tiny.base(family))
-    packed = Packer(PAD, 16, opening=1)(EXAMPLES)
+    packed = Packer(PAD, 16, unpredicted=1)(EXAMPLES)
     counts = next_token_counts(packed["labels"])
     singles = [Collator(PAD)([row]) for row in EXAMPLES]
     assert sum(next_token_counts(single["labels"]) for single in singles).equal(counts)
@@ -149,11 +149,11 @@ def test_the_regular_control_too(family):
 @torch.no_grad()
 def test_a_teacher_keeps_them_apart(family, tmp_path):
     tiny.base(family).save_pretrained(tmp_path)
-    teacher = Teacher.load(str(tmp_path), partial(labelled, weight=1.0), PAD, torch.device("cpu"))
-    packed = teacher.states(Packer(PAD, 16)(EXAMPLES)).hidden[0]
+    teacher = Teacher.load(str(tmp_path), partial(soft_labels, weight=1.0), PAD, torch.device("cpu"))
+    packed = teacher.read(Packer(PAD, 16)(EXAMPLES)).hidden[0]
     start = 0
     for row in EXAMPLES:
-        alone = teacher.states(Collator(PAD)([row])).hidden[0]
+        alone = teacher.read(Collator(PAD)([row])).hidden[0]
         torch.testing.assert_close(packed[start : start + len(alone)], alone, atol=1e-5, rtol=1e-4)
         start += len(alone)
 

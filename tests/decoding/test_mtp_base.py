@@ -57,7 +57,7 @@ def test_a_state_predicts_the_token_after_the_next_one():
     labels[:, :4] = IGNORE
     hidden = base.model(input_ids=ids).last_hidden_state
     states = model.mtp(hidden[:, :-2], base.model.embed_tokens(ids[:, 1:-1]))
-    torch.testing.assert_close(model.states(ids), states)
+    torch.testing.assert_close(model.mtp_states(ids), states)
     gold = torch.nn.functional.cross_entropy(base.lm_head(states)[:, 2:].flatten(0, 1), ids[:, 4:].flatten())
     torch.testing.assert_close(model(ids, labels).loss, gold)
     assert draft_counts(labels).tolist() == [(draft_targets(labels) != IGNORE).sum().item()] == [10]

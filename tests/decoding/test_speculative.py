@@ -92,7 +92,7 @@ def test_drafts_after_rejections_are_those_of_the_uncached_trainer_forward(model
             text = list(row)
             for slot in slots:
                 if slot.draft is not None:  # made from all tokens before it
-                    assert model.lm_head(model.states(torch.tensor([[*text, 0]]))[0, -1]).argmax() == slot.draft
+                    assert model.lm_head(model.mtp_states(torch.tensor([[*text, 0]]))[0, -1]).argmax() == slot.draft
                 assert slot.accepted == (slot.draft == slot.token1)
                 text += slot.tokens
 
@@ -109,7 +109,7 @@ def test_mtp_keeps_what_the_uncached_trainer_forward_drafts(family):
         for slot in out.slots[i]:
             assert slot.token1 == model.base(input_ids=torch.tensor([text])).logits[0, -1].argmax()
             if slot.draft is not None:
-                states = model.states(torch.tensor([[*text, slot.token1, 0]]))
+                states = model.mtp_states(torch.tensor([[*text, slot.token1, 0]]))
                 assert slot.draft == model.lm_head(states[0, -1]).argmax()
             text += slot.tokens
         assert tokens(decode(model, [row], "mtp", max_new_tokens=9))[0] == tokens(out)[i]
@@ -120,15 +120,15 @@ def test_a_rejected_draft_leaves_nothing_in_a_single_rows_caches(llama):
     reader, fresh = VerifyingReader(llama), VerifyingReader(llama)
     no, yes = torch.tensor([False]), torch.tensor([True])
     reader.prefill([prompt])
-    reader.states(torch.tensor([9]), yes)
+    reader.draft_after(torch.tensor([9]), yes)
     reader.step(torch.tensor([[9, 10]]))
     reader.settle(torch.tensor([11]), no)
-    reader.states(torch.tensor([11]), no)
+    reader.draft_after(torch.tensor([11]), no)
     reader.step(torch.tensor([[11, 12]]))
     reader.settle(torch.tensor([12]), yes)
     fresh.prefill([[*prompt, 9, 11, 12]])
     torch.testing.assert_close(reader.hidden[:, -1], fresh.hidden[:, -1], atol=1e-5, rtol=1e-4)
-    a, b = (each.states(torch.tensor([13]), yes) for each in (reader, fresh))
+    a, b = (each.draft_after(torch.tensor([13]), yes) for each in (reader, fresh))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     assert reader.kv_bytes() == fresh.kv_bytes()
 

@@ -19,7 +19,7 @@ from pipo.measure.check import check
 from pipo.model.confidence import draw_drafts
 from pipo.pairing import IGNORE, token2_targets
 from pipo.training.distill.run import distill
-from pipo.training.divergence import full, labelled
+from pipo.training.divergence import full, soft_labels
 from pipo.training.recipe import DistillRecipe, SftRecipe
 from pipo.training.sft import sft
 from pipo.training.teacher import Teacher
@@ -133,12 +133,12 @@ def test_the_label_is_a_target_and_no_input(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("compare", [partial(labelled, weight=1.0), partial(full, beta=1.0)])
+@pytest.mark.parametrize("compare", [partial(soft_labels, weight=1.0), partial(full, beta=1.0)])
 def test_a_teacher_sets_the_acceptance_of_the_draft(model, tiny_llama, compare):
     teacher = Teacher.load(tiny_llama, compare, PAD, torch.device("cpu"))
     batch = Collator(PAD)([{"input_ids": row, "labels": row} for row in IDS.tolist()])
     drafts = torch.randint(3, tiny.VOCAB, (2, 5), generator=torch.Generator().manual_seed(1))
-    out = model(**batch, drafts=drafts, teacher=teacher.states(batch), return_logits=True)
+    out = model(**batch, drafts=drafts, teacher=teacher.read(batch), return_logits=True)
     clean = teacher.backbone(input_ids=IDS).last_hidden_state[:, 2:-1:2] @ teacher.head.T  # states that predict 3, 5, …
     ratio = clean.softmax(-1).gather(-1, drafts[..., None]) / out.mtp_logits.softmax(-1).gather(-1, drafts[..., None])
     target = ratio.squeeze(-1).clamp(max=1)

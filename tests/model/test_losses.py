@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipo.model.losses import chunked_head_loss, confidence_bce, cross_entropy
-from pipo.training.divergence import labelled
+from pipo.training.divergence import soft_labels
 from pipo.training.teacher import TeacherStates
 
 
@@ -41,7 +41,7 @@ def test_dense_distillation_against_autograd_of_the_exact_divergence():
     torch.manual_seed(0)
     hidden, states = torch.randn(6, 5, requires_grad=True), torch.randn(6, 4)
     head, teacher_head, targets = torch.randn(11, 5), torch.randn(11, 4), torch.randint(0, 11, (6,))
-    teacher = TeacherStates(torch.zeros(1), teacher_head, partial(labelled, weight=0.7))
+    teacher = TeacherStates(torch.zeros(1), teacher_head, partial(soft_labels, weight=0.7))
     total, _ = chunked_head_loss(teacher.loss, hidden, head, [targets, states], chunk=4)
     total.backward()
     got, hidden.grad = hidden.grad.clone(), None

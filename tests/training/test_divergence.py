@@ -110,7 +110,7 @@ def test_the_baseline_makes_samples_less_noisy():
 
 @pytest.mark.parametrize(
     "compare",
-    [divergence.full, partial(divergence.topk, k=3), divergence.sampled, partial(divergence.labelled, weight=1)],
+    [divergence.full, partial(divergence.topk, k=3), divergence.sampled, partial(divergence.soft_labels, weight=1)],
 )
 def test_the_teacher_moves_the_gradient(logits, compare):
     student, teacher, token = logits
@@ -128,8 +128,8 @@ def test_acceptance_is_that_of_speculative_sampling(logits):
         torch.testing.assert_close(target, expected)
         assert not target.requires_grad
     # its mean over the student's draws is 1 - TV, the target of `full` and of soft labels
-    every = torch.stack([divergence.acceptance(student, teacher, torch.full((ROWS,), y)) for y in range(VOCABULARY)], 1)
-    for compare in (divergence.full, partial(divergence.labelled, weight=0.5)):
+    every = torch.stack([divergence.agreement(student, teacher, torch.full((ROWS,), y)) for y in range(VOCABULARY)], 1)
+    for compare in (divergence.full, partial(divergence.soft_labels, weight=0.5)):
         _, target = compare(student, teacher, token)
         torch.testing.assert_close((p * every).sum(-1), target)
         assert not target.requires_grad

@@ -24,7 +24,7 @@ from pipo.errors import UsageError
 from pipo.model.families import DELTA_NET, LORA_TARGETS
 from pipo.pairing import IGNORE
 from pipo.runtime.recipe import load_recipe
-from pipo.training.divergence import labelled
+from pipo.training.divergence import soft_labels
 from pipo.training.recipe import SftRecipe
 from pipo.training.sft import sft, train_arguments
 from pipo.training.teacher import Teacher
@@ -325,10 +325,10 @@ def test_resume_after_a_kill_continues_the_same_curve(data, tiny_pipo, tmp_path)
 @torch.no_grad()
 def test_teacher_states_are_those_of_the_clean_text(tiny_llama, data):
     """At every pair position the teacher's state is the one that predicts that target, PADs not seen."""
-    teacher = Teacher.load(tiny_llama, partial(labelled, weight=1.0), 2, torch.device("cpu"))
+    teacher = Teacher.load(tiny_llama, partial(soft_labels, weight=1.0), 2, torch.device("cpu"))
     rows = PairDataset(ChatDataset([data], tiny.tokenizer(), max_length=200), 2, scheme="shift", max_ratio=0.9, seed=3)
     batch = Collator(2)([rows[i] for i in range(4)])
-    states = teacher.states(batch)
+    states = teacher.read(batch)
     for row in range(4):
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
         clean = [(i, token) for i, token in enumerate(ids) if token != 2]
@@ -336,7 +336,7 @@ def test_teacher_states_are_those_of_the_clean_text(tiny_llama, data):
         for number, (position, _) in enumerate(clean):
             if position < 2:
                 continue
-            state = states.states(1 + position % 2)[row, position // 2 - 1]
+            state = states.predicting(1 + position % 2)[row, position // 2 - 1]
             torch.testing.assert_close(state, hidden[number - 1], atol=1e-5, rtol=1e-4)
 
 

@@ -16,13 +16,13 @@ from pipo.pairing import IGNORE
 class Packer:
     """A collator. `position_ids` start anew with every example, and say so where one ends.
 
-    The first `opening` labels of an example (its first pair, or the first token of a regular model) are no targets:
+    The first `unpredicted` labels of an example (its first pair, or the first token of a regular model) are no targets:
     nothing of the same example predicts them. The row is filled with `pad` to a multiple of `multiple`.
     """
 
     pad: int
     multiple: int = 2
-    opening: int = 2
+    unpredicted: int = 2
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         ids: list[int] = []
@@ -31,7 +31,7 @@ class Packer:
         noise: list[float] = []  # of each pair's draft; none is judged in an example's first pair
         for row in rows:
             ids += row["input_ids"]
-            labels += [IGNORE] * self.opening + row["labels"][self.opening :]
+            labels += [IGNORE] * self.unpredicted + row["labels"][self.unpredicted :]
             positions += range(len(row["input_ids"]))
             noise += [0.0, *row.get("draft_noise", [])]
         fill = -len(ids) % self.multiple

@@ -22,8 +22,8 @@ from pipo.pairing import Slot, accept, accepts_none
 
 OnSlot = Callable[[int, Slot], None]
 
-MOST = 0.75
-"""Share of a batch that has to end before `Loop.tail` counts."""
+TAIL_AFTER = 0.75
+"""Share of a batch that has to have ended before the steps of the others are limited (`Loop.tail`)."""
 
 
 class Policy(Protocol):
@@ -109,7 +109,9 @@ class Loop:
     policy: Policy | None = None  # None: no drafts
     on_slot: OnSlot | None = None
     kv_bytes: int = 0  # of every row when it ended
-    tail: float | None = None  # the last rows are cut after this many times the steps that MOST of the batch needed
+    tail: float | None = (
+        None  # the last rows are cut after this many times the steps that TAIL_AFTER of the batch needed
+    )
     first_slot_at: float = 0.0
     finished_at: float = 0.0
 
@@ -129,7 +131,7 @@ class Loop:
                 self.kv_bytes += self.reader.kv_bytes() * (len(live) - len(keep)) // len(live)
             if not keep:
                 break
-            if self.tail is not None and limit is None and len(keep) <= (1 - MOST) * len(rows):
+            if self.tail is not None and limit is None and len(keep) <= (1 - TAIL_AFTER) * len(rows):
                 limit = self.tail * step
             if limit is not None and step >= limit:
                 for i in keep:

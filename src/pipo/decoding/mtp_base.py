@@ -67,7 +67,7 @@ class VerifyingReader(DraftedReader):
             self.positions.hide_last(~kept, self.cache.get_seq_length())
         self.unread = (hidden, tokens[:, None])
 
-    def states(self, last: Tensor, kept: Tensor) -> Tensor:  # [B], bool [B] -> [B, H]
+    def draft_after(self, last: Tensor, kept: Tensor) -> Tensor:  # [B], bool [B] -> [B, H]
         """MTP states that draft what follows `last`, the last token of each row."""
         hidden, known = self.unread
         states = self._mtp(hidden, torch.cat([known, last[:, None]], dim=1))

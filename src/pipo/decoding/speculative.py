@@ -92,7 +92,7 @@ class SpeculativeLoop(Loop):
         index = [i for i, row in enumerate(live) if rows[row].finish_reason is None]
         if index:
             open_rows = [live[i] for i in index]
-            logits = self.reader.logits(self.reader.states(last, kept)[index])
+            logits = self.reader.logits(self.reader.draft_after(last, kept)[index])
             q = self.sampler.distribution(logits, [rows[row].history for row in open_rows])
             drafts[index] = self.sampler.pick(q, open_rows)
             self.pending = {row: (drafts[i], q[n]) for n, (i, row) in enumerate(zip(index, open_rows, strict=True))}

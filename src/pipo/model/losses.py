@@ -99,5 +99,5 @@ def chunked_head_loss(
 
 
 def confidence_bce(logits: Tensor, targets: Tensor) -> Tensor:  # [N], [N] -> scalar sum
-    """Binary cross-entropy of the confidence head against detached acceptance probabilities (paper sec. 3.2)."""
+    """Binary cross-entropy of the confidence head against detached agreement with the teacher (paper sec. 3.2)."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets.detach().float(), reduction="sum")

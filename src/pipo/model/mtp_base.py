@@ -72,7 +72,7 @@ class DraftedBase(nn.Module):
         """1: without a confidence head every draft counts as sure."""
         return torch.ones(len(hidden), device=hidden.device)
 
-    def states(
+    def mtp_states(
         self,
         input_ids: Tensor,  # [B, T]
         attention_mask: Tensor | None = None,  # [B, T]
@@ -97,14 +97,14 @@ class DraftedBase(nn.Module):
         input_ids: Tensor,  # [B, T]
         labels: Tensor,  # [B, T], not shifted, IGNORE where no target
         attention_mask: Tensor | None = None,  # [B, T]
-        position_ids: Tensor | None = None,  # [1, T], see `states`
+        position_ids: Tensor | None = None,  # [1, T], see `mtp_states`
         num_items_in_batch: Tensor | None = None,  # [1] targets in the optimizer step
         **_: Any,
     ) -> LossOutput:
         """The loss of the drafts, over `num_items_in_batch` where given."""
         targets = draft_targets(labels)
         valid = targets != IGNORE
-        states = self.states(input_ids, attention_mask, position_ids)
+        states = self.mtp_states(input_ids, attention_mask, position_ids)
         total, _probability = chunked_head_loss(cross_entropy, states[valid], self.lm_head.weight, [targets[valid]])
         count = valid.sum() if num_items_in_batch is None else num_items_in_batch[0]
         return LossOutput(

@@ -143,7 +143,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         A confidence head that sees the drafted token judges `drafts`. Without them it judges the second tokens that
         were read, and with labels tokens drawn from the MTP head by `draft_noise` (default: torch's generator): a
         label is no draft, and a head that saw it would learn that every draft is right. Its target is then 1 where the
-        draft is the label, the acceptance by a teacher that is sure of the label; or what `teacher` would accept the
+        draft is the label, the agreement with a teacher that is sure of the label; or what `teacher` would accept the
         draft with.
 
         A shortlist does not narrow the draft's logits or its loss. The listed logits are the same numbers either way,
@@ -201,7 +201,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
             extras = [targets[valid]]
             if teacher is not None:
                 fn = teacher.loss
-                extras.append(teacher.states(predictor)[valid])
+                extras.append(teacher.predicting(predictor)[valid])
                 if predictor == 2 and out.drafts is not None:
                     extras.append(out.drafts[valid])
             return chunked_head_loss(fn, hidden[valid], self.lm_head.weight, extras)

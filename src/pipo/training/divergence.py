@@ -17,8 +17,8 @@ Compare = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(student logits [C, V], teacher logits [C, V], token [C]) -> (loss [C], confidence target [C])."""
 
 
-def labelled(student: Tensor, teacher: Tensor, token: Tensor, *, weight: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the token + weight * KL(teacher || student); the target is 1 - TV, the expected acceptance.
+def soft_labels(student: Tensor, teacher: Tensor, token: Tensor, *, weight: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the token + weight * KL(teacher || student); the target is 1 - TV, the expected agreement.
 
     Without a teacher the target would be the token's probability (paper sec. 3.2), which is less than that where
     several tokens are as good.
@@ -28,13 +28,13 @@ def labelled(student: Tensor, teacher: Tensor, token: Tensor, *, weight: float) 
 
 
 def full(student: Tensor, teacher: Tensor, token: Tensor, *, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Generalized JSD over the whole vocabulary; the target is 1 - TV, the expected acceptance."""
+    """Generalized JSD over the whole vocabulary; the target is 1 - TV, the expected agreement."""
     s, t = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
     return generalized_jsd(s, t, beta), overlap(s, t)
 
 
 def overlap(s: Tensor, t: Tensor) -> Tensor:  # log-probabilities [C, V] x 2 -> [C]
-    """1 - TV: the mean of `acceptance` over the student's draws."""
+    """1 - TV: the mean of `agreement` over the student's draws."""
     return torch.minimum(s.detach(), t).exp().sum(-1)
 
 
@@ -44,7 +44,7 @@ def topk(student: Tensor, teacher: Tensor, token: Tensor, *, k: int, beta: float
     ids = torch.cat([student.topk(k).indices, teacher.topk(k).indices, token[:, None]], dim=-1).sort(-1).values
     twice = F.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
     s, t = (F.log_softmax(x.gather(-1, ids).masked_fill(twice, -1e9), dim=-1) for x in (student, teacher))
-    return generalized_jsd(s, t, beta), acceptance(student, teacher, token)
+    return generalized_jsd(s, t, beta), agreement(student, teacher, token)
 
 
 def sampled(student: Tensor, teacher: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def sampled(student: Tensor, teacher: Tensor, token: Tensor) -> tuple[Tensor, Te
     value = (s - t).detach()
     earlier = torch.arange(len(value), device=value.device).clamp(min=1)
     baseline = (value.cumsum(0) - value) / earlier
-    return (value - baseline) * (s - s.detach()) + value, acceptance(student, teacher, token)
+    return (value - baseline) * (s - s.detach()) + value, agreement(student, teacher, token)
 
 
 def generalized_jsd(s: Tensor, t: Tensor, beta: float) -> Tensor:  # log-probabilities [C, n] x 2 -> [C]
@@ -71,7 +71,7 @@ def generalized_jsd(s: Tensor, t: Tensor, beta: float) -> Tensor:  # log-probabi
     return beta * _kl(t, m) + (1 - beta) * _kl(s, m)
 
 
-def acceptance(student: Tensor, teacher: Tensor, token: Tensor) -> Tensor:  # [C, V] x 2, [C] -> [C]
+def agreement(student: Tensor, teacher: Tensor, token: Tensor) -> Tensor:  # [C, V] x 2, [C] -> [C]
     """min(1, p_t / p_s) at the token: what speculative sampling would accept it with (paper eq. 7)."""
     s, t = (_at(F.log_softmax(x.detach(), dim=-1), token) for x in (student, teacher))
     return (t - s).clamp(max=0).exp()

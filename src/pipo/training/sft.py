@@ -178,7 +178,7 @@ def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
 
 def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """The uncompressed control: same data, order and masking."""
-    return token_trainer(student(recipe, args.seed), recipe, args, tokenizer, next_token_counts, opening=1)
+    return token_trainer(student(recipe, args.seed), recipe, args, tokenizer, next_token_counts, unpredicted=1)
 
 
 def mtp_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
@@ -187,7 +187,7 @@ def mtp_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> S
         raise UsageError("objective", "mtp trains one layer, which FSDP does not shard", "train it without FSDP")
     model = student(recipe, args.seed)
     model.base.to(args.device)
-    return token_trainer(model, recipe, args, tokenizer, draft_counts, opening=2)
+    return token_trainer(model, recipe, args, tokenizer, draft_counts, unpredicted=2)
 
 
 def token_trainer(
@@ -196,7 +196,7 @@ def token_trainer(
     args: TrainingArguments,
     tokenizer: Any,
     count: Callable[[Tensor], Tensor],
-    opening: int,  # see `collator`
+    unpredicted: int,  # see `collator`
 ) -> StepTrainer:
     """For models that read a token at a position."""
     return StepTrainer(
@@ -204,7 +204,7 @@ def token_trainer(
         args=args,
         train_dataset=chats(recipe, recipe.data.train, tokenizer),
         eval_dataset=chats(recipe, recipe.data.eval, tokenizer) if recipe.data.eval else None,
-        data_collator=collator(recipe, tokenizer.pad_token_id, opening),
+        data_collator=collator(recipe, tokenizer.pad_token_id, unpredicted),
         count=count,
     )
 
@@ -233,16 +233,16 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
         args=args,
         train_dataset=pairs(recipe.data.train),
         eval_dataset=pairs(recipe.data.eval) if recipe.data.eval else None,
-        data_collator=collator(recipe, pad, opening=2),
+        data_collator=collator(recipe, pad, unpredicted=2),
         loss=recipe.loss,
         pad=pad,
     )
 
 
-def collator(recipe: SftRecipe, pad: int, opening: int) -> Collator | Packer:
-    """How rows become a batch. `opening`: tokens at an example's start that nothing predicts."""
+def collator(recipe: SftRecipe, pad: int, unpredicted: int) -> Collator | Packer:
+    """How rows become a batch. `unpredicted`: tokens at an example's start that nothing predicts."""
     multiple = recipe.pad_to_multiple_of
-    return Packer(pad, multiple, opening) if recipe.data.packing else Collator(pad, multiple)
+    return Packer(pad, multiple, unpredicted) if recipe.data.packing else Collator(pad, multiple)
 
 
 def chats(recipe: SftRecipe, files: list[str], tokenizer: Any) -> ChatDataset:

@@ -15,7 +15,7 @@ from pipo.convert.shipped import resolve
 from pipo.errors import UsageError
 from pipo.model.packed import packed_inputs
 from pipo.pairing import pad_mask, token1_targets, token2_targets
-from pipo.training.divergence import Compare, acceptance
+from pipo.training.divergence import Compare, agreement
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TeacherStates:
     head: Tensor  # [V, H]
     compare: Compare
 
-    def states(self, predictor: int) -> Tensor:  # -> [B, L-1, H]
+    def predicting(self, predictor: int) -> Tensor:  # -> [B, L-1, H]
         """States that predict what the backbone (1) or the MTP head (2) predicts."""
         shifted = F.pad(self.hidden, (0, 0, 1, 0))[:, :-1]  # state p - 1 predicts the token at p
         return (token1_targets if predictor == 1 else token2_targets)(shifted)
@@ -41,7 +41,7 @@ class TeacherStates:
         """What `compare` makes of the student's and the teacher's logits and the token."""
         logits, teacher = same_width(logits, (states @ self.head.t()).float())
         loss, target = self.compare(logits, teacher, targets)
-        return loss, target if drafts is None else acceptance(logits, teacher, drafts)
+        return loss, target if drafts is None else agreement(logits, teacher, drafts)
 
 
 def same_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:  # [C, V], [C, V'] -> [C, min(V, V')] x 2
@@ -92,7 +92,7 @@ class Teacher:
         return cls(backbone, student.get_base_model().lm_head.weight, compare, pad)
 
     @torch.no_grad()
-    def states(self, batch: dict[str, Tensor]) -> TeacherStates:
+    def read(self, batch: dict[str, Tensor]) -> TeacherStates:
         """Drop the PADs, read the text once, and give every position the state of the last real token up to it."""
         ids, positions = batch["input_ids"], batch.get("position_ids")
         real = ~pad_mask(ids, self.pad)

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from pipo.data.sampler import EvenSampler, Filled, LengthBlockSampler, ShuffleSampler
 from pipo.model.mtp_base import draft_targets
 from pipo.pairing import IGNORE, token1_targets, token2_targets
-from pipo.training.divergence import labelled
+from pipo.training.divergence import soft_labels
 from pipo.training.recipe import Loss, Weights
 from pipo.training.teacher import Teacher, TeacherStates
 
@@ -125,7 +125,7 @@ class StepTrainer(Trainer):
     def taught(self, teacher: Teacher, inputs: dict[str, Tensor]) -> TeacherStates:
         """The teacher's states, in the precision that the student computes in."""
         with self.accelerator.autocast():
-            return teacher.states(inputs)
+            return teacher.read(inputs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
@@ -147,7 +147,7 @@ class PairTrainer(StepTrainer):
     def __init__(self, *args: Any, loss: Loss, pad: int, **kwargs: Any) -> None:
         super().__init__(*args, count=pair_target_counts, **kwargs)
         self.weights = loss
-        compare = partial(labelled, weight=loss.teacher_weight)
+        compare = partial(soft_labels, weight=loss.teacher_weight)
         self.teacher = Teacher.load(loss.teacher, compare, pad, self.args.device) if loss.teacher else None
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:

@@ -116,7 +116,7 @@ def test_counts_follow_from_the_samples(finished):
         mine = [line for line in found if line["method"] == f"{point['rejection']}@{point['threshold']!r}"]
         drafts = [draft for line in mine for draft in line["drafts"]]
         kept = [draft[1] for draft in drafts if draft[3]]
-        assert point["kept_acceptance"] == (pytest.approx(sum(kept) / len(kept)) if kept else None)
+        assert point["kept_agreement"] == (pytest.approx(sum(kept) / len(kept)) if kept else None)
         assert point["score"] == sum(line["correct"] for line in mine) / len(mine)
         steps = sum(line["steps"] for line in mine)
         assert point["tokens_per_step"] == sum(line["completion_tokens"] for line in mine) / steps

@@ -115,7 +115,7 @@ def test_with_the_adapter_off_the_student_is_its_teacher(tiny_pipo, tiny_llama):
     base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="float32")
     rows = [[5, 6, 7, PAD, 8, PAD, 9, 10], [5, 6, 11, 12]]
     batch = Collator(PAD)([{"input_ids": row, "labels": row} for row in rows])
-    found = Teacher.with_adapter_off(student, None, PAD).states(batch)
+    found = Teacher.with_adapter_off(student, None, PAD).read(batch)
     expected = base.model(torch.tensor([[5, 6, 7, 8, 9, 10]])).last_hidden_state[0]
     torch.testing.assert_close(found.hidden[0], expected[[0, 1, 2, 2, 3, 3, 4, 5]], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.head, base.lm_head.weight)

@@ -16,7 +16,7 @@ from pipo.measure.evals.metrics import Line
 from pipo.model.losses import CHUNK
 from pipo.pairing import IGNORE, pad_mask, token1_targets, token2_targets
 from pipo.training.distill.rollout import Answer
-from pipo.training.divergence import acceptance, full
+from pipo.training.divergence import agreement, full
 from pipo.training.teacher import Teacher, same_width
 
 
@@ -47,15 +47,15 @@ class Judge:
         rows = [answer.layout(pad) for answer in answers]
         batch = Collator(pad)([{"input_ids": row.ids, "labels": row.labels} for row in rows])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        states, labels = self.teacher.states(batch), batch["labels"]
+        states, labels = self.teacher.read(batch), batch["labels"]
         first, second = token1_targets(labels), token2_targets(labels)
         kept = ~token2_targets(pad_mask(batch["input_ids"], pad))
-        of_first = self._opinions(states.states(1)[first != IGNORE], first[first != IGNORE])
+        of_first = self._opinions(states.predicting(1)[first != IGNORE], first[first != IGNORE])
         drafts, hidden = second != IGNORE, None
         if drafts.any():
             read = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             hidden = read.mtp_hidden_states[drafts]
-        of_drafts = self._opinions(states.states(2)[drafts], second[drafts], hidden, model.lm_head.weight)
+        of_drafts = self._opinions(states.predicting(2)[drafts], second[drafts], hidden, model.lm_head.weight)
         found = []
         for row, answer in enumerate(answers):
             mine1, mine2 = (_part(x, valid, row) for x, valid in ((of_first, first != IGNORE), (of_drafts, drafts)))
@@ -69,7 +69,7 @@ class Judge:
         tokens: Tensor,  # [N]
         hidden: Tensor | None = None,  # [N, H] of the student, where the tokens are its drafts
         head: Tensor | None = None,  # [V, H] of the student
-    ) -> Tensor:  # [N, 3]: log-probability, whether it is the likeliest, acceptance (1 where nothing was drafted)
+    ) -> Tensor:  # [N, 3]: log-probability, whether it is the likeliest, agreement (1 where nothing was drafted)
         found = [states.new_zeros(0, 3, dtype=torch.float32)]
         for start in range(0, len(tokens), CHUNK):
             rows = slice(start, start + CHUNK)
@@ -77,7 +77,7 @@ class Judge:
             likely = torch.log_softmax(teacher, dim=-1).gather(-1, token[:, None]).squeeze(-1)
             accepted = torch.ones_like(likely)
             if hidden is not None and head is not None:
-                accepted = acceptance(*same_width((hidden[rows] @ head.t()).float(), teacher), token)
+                accepted = agreement(*same_width((hidden[rows] @ head.t()).float(), teacher), token)
             found.append(torch.stack([likely, (teacher.argmax(-1) == token).float(), accepted], dim=-1))
         return torch.cat(found)
 

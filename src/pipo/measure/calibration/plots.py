@@ -47,13 +47,13 @@ def plot_reliability(path: Path, points: Sequence[Figures], found: Figures | Non
         _reliability(left, found)
     left.set(title="reliability", xlabel="confidence", ylabel="of the drafts", xlim=(0, 1), ylim=(0, 1.02))
     for kind, style in STYLES.items():
-        drawn = [point for point in points if point["rejection"] == kind and point["kept_acceptance"] is not None]
+        drawn = [point for point in points if point["rejection"] == kind and point["kept_agreement"] is not None]
         if drawn:
-            _curve(right, drawn, "acceptance_rate", "kept_acceptance", **style)
+            _curve(right, drawn, "acceptance_rate", "kept_agreement", **style)
     right.set(
         title="how right the kept drafts are",
         xlabel="acceptance rate",
-        ylabel="their true acceptance min(1, p_t / p_s)",
+        ylabel="their agreement min(1, p_t / p_s)",
     )
     for panel in (left, right):
         _finish(panel)
@@ -70,7 +70,7 @@ def _reliability(panel: Any, found: Figures) -> None:
     bins = found["bins"]
     across = [part["confidence"] for part in bins]
     for name, colour, label in (
-        ("acceptance", PIPO_COLOUR, f"true acceptance, ECE {found['ece']:.3f}"),
+        ("agreement", PIPO_COLOUR, f"agreement, ECE {found['ece']:.3f}"),
         ("top1", TOP_COLOUR, f"teacher's likeliest token, ECE {found['ece_top1']:.3f}"),
     ):
         panel.plot(across, [part[name] for part in bins], "o-", color=colour, label=label)

@@ -14,14 +14,14 @@ BINS = 15
 Array = NDArray[np.float64]
 
 
-def judged(lines: Sequence[Line]) -> Array:  # -> [n, 4]: confidence, acceptance, top-1, kept
+def judged(lines: Sequence[Line]) -> Array:  # -> [n, 4]: confidence, agreement, top-1, kept
     """The drafts of all samples."""
     rows = [draft for line in lines for draft in line.get("drafts", ())]
     return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
 
 
 def reliability(drafts: Array) -> dict[str, Any] | None:  # [n, 4]
-    """Calibration against the true acceptance, which the head is trained for, and against top-1 agreement.
+    """Calibration against the agreement, which the head is trained for, and against top-1.
 
     None without drafts. `bins`: the non-empty of BINS equal parts of [0, 1].
     """
@@ -31,7 +31,7 @@ def reliability(drafts: Array) -> dict[str, Any] | None:  # [n, 4]
     return {
         "drafts": len(drafts),
         "mean_confidence": float(confidence.mean()),
-        "mean_acceptance": float(accepted.mean()),
+        "mean_agreement": float(accepted.mean()),
         "mean_top1": float(top.mean()),
         "ece": expected_calibration_error(confidence, accepted),
         "ece_top1": expected_calibration_error(confidence, top),
@@ -47,11 +47,11 @@ def expected_calibration_error(confidence: Array, target: Array) -> float:  # [n
 
 
 def of_kept(drafts: Array) -> dict[str, Any]:  # [n, 4]
-    """How right the kept drafts were: their mean true acceptance and top-1 agreement, None where none was kept."""
+    """How right the kept drafts were: their mean agreement and top-1, None where none was kept."""
     kept = drafts[drafts[:, 3] == 1]
     if not len(kept):
-        return {"kept_acceptance": None, "kept_top1": None}
-    return {"kept_acceptance": float(kept[:, 1].mean()), "kept_top1": float(kept[:, 2].mean())}
+        return {"kept_agreement": None, "kept_top1": None}
+    return {"kept_agreement": float(kept[:, 1].mean()), "kept_top1": float(kept[:, 2].mean())}
 
 
 def _bin(confidence: Array) -> NDArray[np.int64]:
@@ -70,7 +70,7 @@ def _bins(confidence: Array, accepted: Array, top: Array) -> list[dict[str, floa
                     "high": (i + 1) / BINS,
                     "drafts": int(here.sum()),
                     "confidence": float(confidence[here].mean()),
-                    "acceptance": float(accepted[here].mean()),
+                    "agreement": float(accepted[here].mean()),
                     "top1": float(top[here].mean()),
                 }
             )

@@ -20,7 +20,7 @@ COLUMNS = {
     "tokens/step CI": ("tokens_per_step_ci95", ".3f"),
     "acceptance": ("acceptance_rate", ".1%"),
     "acceptance CI": ("acceptance_rate_ci95", ".1%"),
-    "kept: true acceptance": ("kept_acceptance", ".3f"),
+    "kept: agreement": ("kept_agreement", ".3f"),
     "kept: top-1": ("kept_top1", ".3f"),
     "ECE": ("ece", ".3f"),
     "teacher's log-likelihood": ("teacher_logprob", ".3f"),
@@ -31,10 +31,10 @@ COLUMNS = {
 """Heading -> key of a point's figures, number format."""
 
 NOTES = (
-    "A draft's true acceptance is min(1, p_t / p_s), what speculative sampling would accept it with: p_t is the "
+    "A draft's agreement is min(1, p_t / p_s), what speculative sampling would accept it with: p_t is the "
     "uncompressed base's probability of the drafted token after the same text, p_s the draft head's, both at "
     "temperature 1. Kept drafts are described by its mean, and by the share that is the base's likeliest token. ECE is "
-    "the mean over drafts, rejected ones included, of the gap between mean confidence and mean true acceptance in 15 "
+    "the mean over drafts, rejected ones included, of the gap between mean confidence and mean agreement in 15 "
     "equal parts of [0, 1]. The log-likelihood is the base's, of the answers, in nats a token. Random points keep "
     "every draft by a coin of the rate that the confidence had at that threshold. Intervals are bootstraps over "
     "questions; differences are paired by question. * marks the thresholds that no other one beats in both score and "
@@ -95,12 +95,12 @@ def _control(points: Sequence[dict[str, Any]], score: str) -> str:
             other = random[point["threshold"]]
             rates = [cell(p["acceptance_rate"], ".1%") for p in (point, other)]
             gain = [cell(point[f"difference_to_random{end}"], form) for end in ("", "_ci95")]
-            kept = [cell(p["kept_acceptance"], ".3f") for p in (point, other)]
+            kept = [cell(p["kept_agreement"], ".3f") for p in (point, other)]
             rows.append([f"τ = {point['threshold']:g}", *rates, *gain, *kept])
     if not rows:
         return ""
     head = ["confidence against random", "acceptance", "of random", f"{HEADINGS[score]} gained", "95% CI"]
-    return table([*head, "kept: true acceptance", "of random"], rows)
+    return table([*head, "kept: agreement", "of random"], rows)
 
 
 def _reliability(found: dict[str, Any] | None) -> str:
@@ -110,14 +110,14 @@ def _reliability(found: dict[str, Any] | None) -> str:
         [
             f"{part['low']:.2f} to {part['high']:.2f}",
             str(part["drafts"]),
-            *(f"{part[key]:.3f}" for key in ("confidence", "acceptance", "top1")),
+            *(f"{part[key]:.3f}" for key in ("confidence", "agreement", "top1")),
         ]
         for part in found["bins"]
     ]
     head = (
         f"## Reliability\n\n{found['drafts']} drafts of all thresholds: "
-        f"mean confidence {found['mean_confidence']:.3f}, mean true acceptance {found['mean_acceptance']:.3f}, "
+        f"mean confidence {found['mean_confidence']:.3f}, mean agreement {found['mean_agreement']:.3f}, "
         f"ECE {found['ece']:.3f} (against the base's likeliest "
         f"token: {found['ece_top1']:.3f})."
     )
-    return head + "\n\n" + table(["confidence", "drafts", "mean", "true acceptance", "top-1"], rows)
+    return head + "\n\n" + table(["confidence", "drafts", "mean", "agreement", "top-1"], rows)

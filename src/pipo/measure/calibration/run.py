@@ -189,7 +189,7 @@ def _without_failed(lines: dict[str, list[Line]]) -> dict[str, list[Line]]:
 def _figures(point: Contestant, lines: Sequence[Line], field: str) -> dict[str, Any]:
     """One point of calibration.json."""
     drafts = judged(lines)
-    calibration = reliability(drafts) or dict.fromkeys(("mean_confidence", "mean_acceptance", "ece", "ece_top1"))
+    calibration = reliability(drafts) or dict.fromkeys(("mean_confidence", "mean_agreement", "ece", "ece_top1"))
     means = question_means(lines, field)
     counts = per_question(lines) if field == "correct" else []
     tokens, steps, accepted, drafted = (
@@ -211,5 +211,5 @@ def _figures(point: Contestant, lines: Sequence[Line], field: str) -> dict[str, 
         "acceptance_rate_ci95": bootstrap_ratio_ci95(accepted, drafted),
         **{name: float(np.mean([line[name] for line in opinions])) if opinions else None for name in JUDGED},
         **of_kept(drafts),
-        **{name: calibration[name] for name in ("mean_confidence", "mean_acceptance", "ece", "ece_top1")},
+        **{name: calibration[name] for name in ("mean_confidence", "mean_agreement", "ece", "ece_top1")},
     }

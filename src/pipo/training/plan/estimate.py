@@ -17,7 +17,7 @@ from pipo.data.layout import lay_out
 from pipo.model.families import kv_bytes_per_token
 from pipo.model.mtp_base import DraftedBase, new_mtp
 from pipo.training.distill.run import compare_by, prepare
-from pipo.training.divergence import Compare, labelled
+from pipo.training.divergence import Compare, soft_labels
 from pipo.training.plan.simulate import StepMemory, stand_in, step_memory
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
 from pipo.training.regular import use_chunked_loss
@@ -153,7 +153,7 @@ def teacher(recipe: SftRecipe | DistillRecipe, model: Any) -> Teacher | None:
     """Who teaches `model`, None where nobody does."""
     compare: Compare
     if isinstance(recipe, SftRecipe):
-        source, compare = recipe.loss.teacher, partial(labelled, weight=recipe.loss.teacher_weight)
+        source, compare = recipe.loss.teacher, partial(soft_labels, weight=recipe.loss.teacher_weight)
         if source is None:
             return None
     else:

@@ -73,7 +73,7 @@ def step_memory(
         ids = torch.ones(rows, length, dtype=torch.long)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with _AllTargets(), torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
-            more = {} if teacher is None else {"teacher": teacher.states(batch)}
+            more = {} if teacher is None else {"teacher": teacher.read(batch)}
             loss = model(input_ids=ids, labels=ids, **more).loss
         loss.backward()
         step = ledger.peak - weights
