@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pipo.decoding.engine import Completion, LocalEngine, Sampling
+from pipo.decoding.engine import Completion, LocalEngine
+from pipo.decoding.options import GREEDY
 from pipo.measure.bench.limit import speedup_limit
 from pipo.measure.choose_shortlist import always, count_answers, judge, rank
 from pipo.tasks import smollm2_mix
@@ -39,7 +40,7 @@ def answers(engine: LocalEngine, asked: Sequence[Question], limit: int, batch_si
     done: list[Completion] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        done += engine.complete(batch, sampling=Sampling(temperature=0), max_new_tokens=limit)
+        done += engine.complete(batch, sampling=GREEDY, max_new_tokens=limit)
     return done
 
 

@@ -46,7 +46,7 @@ class Clock:
 def profile(model: str, concurrency: int = 1, prompt_length: int = 128) -> dict[str, float]:
     """Milliseconds of a step by part, a PIPO model's every draft drawn."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # all in this process
-    from pipo.decoding.engine import Sampling
+    from pipo.decoding.options import GREEDY
     from pipo.measure.bench.cell import Cell, random_prompts
     from pipo.vllm.engine import VllmEngine
 
@@ -54,7 +54,7 @@ def profile(model: str, concurrency: int = 1, prompt_length: int = 128) -> dict[
     pad = engine.config.pad_token_id or 0
     cell = Cell("pipo" if engine.is_pipo else "regular", prompt_length, concurrency)
     prompts = random_prompts(cell, 0, engine.config.get_text_config().vocab_size, pad)
-    options: dict[str, Any] = {"sampling": Sampling(temperature=0), "ignore_eos": True}
+    options: dict[str, Any] = {"sampling": GREEDY, "ignore_eos": True}
     if engine.is_pipo:
         options["force_acceptance"] = 1.0
     clock = Clock()

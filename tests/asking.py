@@ -6,9 +6,9 @@ import json
 import time
 from typing import Any
 
-from pipo.decoding.engine import Completion, Sampling
+from pipo.decoding.engine import Completion
+from pipo.decoding.options import GREEDY
 
-GREEDY = Sampling(temperature=0)
 WORDS = "The answer is what how many and so on user system".split()
 
 

@@ -5,11 +5,11 @@ import random
 import tiny
 import torch
 
-from pipo.decoding.engine import Sampling
+from pipo.decoding.options import GREEDY
 
 BLOCK, CHUNK, LENGTH = 64, 256, 1024
 """The engine's block of tokens, tokens a step, longest sequence."""
-GREEDY = Sampling(temperature=0)
+
 NAMES = {"threshold": "confidence_threshold", "force": "force_acceptance"}
 
 

@@ -63,14 +63,9 @@ def pad_to_even(tokens: Sequence[int], pad: int) -> list[int]:
 
 
 def to_pairs(tokens: Sequence[int], pad: int) -> list[tuple[int, int]]:
-    """Real tokens -> pairs; `to_tokens` is the inverse for tokens without PAD."""
+    """Real tokens -> pairs, the last one filled with PAD where their number is odd."""
     even = pad_to_even(tokens, pad)
     return list(zip(even[0::2], even[1::2], strict=True))
-
-
-def to_tokens(pairs: Sequence[tuple[int, int]], pad: int) -> list[int]:
-    """Pairs -> real tokens, PADs dropped."""
-    return [token for pair in pairs for token in pair if token != pad]
 
 
 def pad_mask(ids: Tensor, pad: int) -> Tensor:  # [B, T] -> bool [B, T]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ MARGIN = "Of the rule: how far the score may be below the best one."
 CONTROL = "Random rejection at the same rates beside the confidence."
 
 
+@options.with_sampling
 def calibrate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="PIPO model: folder, hub id, or demo.")],
     task: Annotated[str | None, typer.Option(metavar="T", help=TASK)] = None,
@@ -38,10 +39,7 @@ def calibrate(
     limit: Annotated[int | None, typer.Option(help=LIMIT)] = None,
     max_new_tokens: options.MaxNewTokensOption = 512,
     seed: Annotated[int, typer.Option(help=SEED)] = 1,
-    temperature: options.TemperatureOption = 1.0,
-    top_p: options.TopPOption = 0.95,
-    top_k: options.TopKOption = 20,
-    presence_penalty: options.PresenceOption = 0.0,
+    sampling: Any = None,
     batch_size: Annotated[int, typer.Option(help="Answers decoded at a time.")] = 8,
     held_out: Annotated[bool, typer.Option("--held-out", help="smollm2_mix in wordings never trained on.")] = False,
     dtype: options.DtypeOption = Dtype.auto,
@@ -54,7 +52,6 @@ def calibrate(
     Writes samples.jsonl, calibration.json and report.md with plots into the output folder. Started again with the same
     options, it goes on where it stopped; thresholds may be added.
     """
-    from pipo.decoding.engine import Sampling
     from pipo.measure.calibration.options import BEST, THRESHOLDS, CalibrateOptions
     from pipo.measure.calibration.run import calibrate as run
 
@@ -70,7 +67,7 @@ def calibrate(
         limit=limit,
         max_new_tokens=max_new_tokens,
         seed=seed,
-        sampling=Sampling(temperature, top_p, top_k, presence_penalty),
+        sampling=sampling,
         control=control,
         store=store if store in (None, BEST) else _numbers("--store", [str(store)])[0],
         margin=margin,

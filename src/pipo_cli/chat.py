@@ -14,19 +14,17 @@ from pipo_cli.options import Dtype
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipo.decoding.engine import LocalEngine, Sampling
+    from pipo.decoding.engine import LocalEngine
+    from pipo.decoding.options import Sampling
     from pipo.pairing import Slot
 
 
+@options.with_sampling
 def chat(
     model: options.ModelArgument,
     threshold: options.ThresholdOption = None,
     max_new_tokens: options.MaxNewTokensOption = 1024,
-    temperature: options.TemperatureOption = 1.0,
-    top_p: options.TopPOption = 0.95,
-    top_k: options.TopKOption = 20,
-    presence_penalty: options.PresenceOption = 0.0,
-    repetition_penalty: options.RepetitionOption = 1.0,
+    sampling: Any = None,
     seed: options.SeedOption = None,
     dtype: options.DtypeOption = Dtype.auto,
     device: options.DeviceOption = "auto",
@@ -34,10 +32,8 @@ def chat(
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
     from rich.console import Console
 
-    from pipo.decoding.engine import Sampling
     from pipo_cli.drafts import COLOURS
 
-    sampling = Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty).check()
     threshold = options.check_threshold(threshold)
     engine = options.load_engine(model, dtype, device, threshold)
     console = Console(highlight=False)

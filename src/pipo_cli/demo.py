@@ -42,12 +42,12 @@ def main() -> None:
 
 
 def _answer(engine: Any, question: Any) -> Any:
-    from pipo.decoding.engine import Sampling
+    from pipo.decoding.options import GREEDY
 
     arrived = time.perf_counter()
     prompt = engine.encode(question.messages)
-    greedy = Sampling(temperature=0)
-    return engine.complete([prompt], sampling=greedy, max_new_tokens=MAX_NEW_TOKENS, arrived=arrived)[0]
+
+    return engine.complete([prompt], sampling=GREEDY, max_new_tokens=MAX_NEW_TOKENS, arrived=arrived)[0]
 
 
 def _show(console: Console, table: Table, method: str, engine: Any, question: Any) -> None:

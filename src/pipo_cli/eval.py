@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from pipo_cli.options import with_sampling
 from pipo_cli.quiet import log_progress
 
 TASKS = (
@@ -45,6 +46,7 @@ THRESHOLDS = "A sweep: a row pipo@τ for each of these in place of pipo, the mod
 THINKING = "The chat template's enable_thinking. Default: what the template does."
 
 
+@with_sampling
 def eval_(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id, or demo.")],
     task: Annotated[str, typer.Option(metavar="T[,T]", help="Tasks, see above.")],
@@ -56,10 +58,7 @@ def eval_(
     budget: Annotated[str, typer.Option(help="tokens:N, or slots:N for N steps.")] = "tokens:512",
     limit: Annotated[int | None, typer.Option(help=LIMIT)] = None,
     seed: Annotated[int, typer.Option(help="Chooses generated questions and the sampling noise.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="1 keeps every token.")] = 0.95,
-    top_k: Annotated[int, typer.Option(help="0 keeps every token.")] = 20,
-    presence_penalty: Annotated[float, typer.Option(help="Taken from the logits of tokens already written.")] = 0.0,
+    sampling: Any = None,
     threshold: Annotated[float | None, typer.Option(help=THRESHOLD)] = None,
     thresholds: Annotated[str | None, typer.Option(metavar="τ[,τ]", help=THRESHOLDS)] = None,
     thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help=THINKING)] = None,
@@ -72,7 +71,6 @@ def eval_(
     timing: Annotated[bool, typer.Option(help="Time the first 16 questions one by one.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    from pipo.decoding.engine import Sampling
     from pipo.measure.evals.budget import Budget
     from pipo.measure.evals.options import EvalOptions
     from pipo.measure.evals.run import evaluate
@@ -88,7 +86,7 @@ def eval_(
         budget=Budget.parse(budget),
         limit=limit,
         seed=seed,
-        sampling=Sampling(temperature, top_p, top_k, presence_penalty),
+        sampling=sampling,
         threshold=threshold,
         thresholds=_numbers(thresholds),
         thinking=thinking,

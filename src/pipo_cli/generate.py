@@ -14,23 +14,21 @@ from pipo_cli import options
 from pipo_cli.options import Dtype
 
 if TYPE_CHECKING:
-    from pipo.decoding.engine import Completion, LocalEngine, Sampling
+    from pipo.decoding.engine import Completion, LocalEngine
+    from pipo.decoding.options import Sampling
     from pipo_cli.prompts import Prompt
 
 FILE = 'Text with one prompt a line, or JSONL with "prompt", "question" or "messages"; - is stdin.'
 
 
+@options.with_sampling
 def generate(
     model: options.ModelArgument,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="A question; - is stdin.")] = None,
     file: Annotated[str | None, typer.Option(metavar="F", help=FILE)] = None,
     threshold: options.ThresholdOption = None,
     max_new_tokens: options.MaxNewTokensOption = 256,
-    temperature: options.TemperatureOption = 1.0,
-    top_p: options.TopPOption = 0.95,
-    top_k: options.TopKOption = 20,
-    presence_penalty: options.PresenceOption = 0.0,
-    repetition_penalty: options.RepetitionOption = 1.0,
+    sampling: Any = None,
     seed: options.SeedOption = None,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the drafts that the model made.")] = False,
     as_json: options.JsonOption = False,
@@ -42,12 +40,9 @@ def generate(
 
     --json prints one object an answer, a line each. Times are null where --batch-size is above 1.
     """
-    from pipo.decoding.engine import Sampling
-
     prompts = _prompts(prompt, file)
     if show_drafts and as_json:
         raise typer.BadParameter("goes without --json", param_hint="--show-drafts")
-    sampling = Sampling(temperature, top_p, top_k, presence_penalty, repetition_penalty).check()
     threshold = options.check_threshold(threshold)
     engine = options.load_engine(model, dtype, device, threshold)
     answers = _answers(engine, prompts, sampling, max_new_tokens, threshold, seed, batch_size)

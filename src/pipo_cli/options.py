@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,12 +39,37 @@ ThresholdOption = Annotated[
     typer.Option(help="Keep drafts of at least this confidence: 0 keeps all, above 1 none. Default: the model's own."),
 ]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
-TopPOption = Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability; 1 is all.")]
-TopKOption = Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 is all.")]
-PresenceOption = Annotated[float, typer.Option(help="Taken from the logits of tokens already written.")]
-RepetitionOption = Annotated[float, typer.Option(help="Divides the logits of tokens already seen; 1 is none.")]
+SAMPLING: dict[str, tuple[type, float, str]] = {
+    "temperature": (float, 1.0, "0 is greedy."),
+    "top_p": (float, 0.95, "Draw from the likeliest tokens of this total probability; 1 is all."),
+    "top_k": (int, 20, "Draw from this many likeliest tokens; 0 is all."),
+    "presence_penalty": (float, 0.0, "Taken from the logits of tokens already written."),
+    "repetition_penalty": (float, 1.0, "Divides the logits of tokens already seen; 1 is none."),
+}
+"""The fields of `pipo.decoding.options.Sampling`, which takes too long to import for --help: a test compares them."""
 SeedOption = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Makes the draws repeatable.")]
+
+
+def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the flags of SAMPLING; what they say is its argument `sampling`. Raises `UsageError`."""
+    own = inspect.signature(verb, eval_str=True).parameters
+
+    @functools.wraps(verb)
+    def with_flags(**given: Any) -> None:
+        from pipo.decoding.options import Sampling
+
+        verb(sampling=Sampling.of(**{name: given.pop(name) for name in SAMPLING}), **given)
+
+    flags = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, typer.Option(help=text)]
+        )
+        for name, (kind, default, text) in SAMPLING.items()
+    ]
+    kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own.values()]
+    place = list(own).index("sampling")
+    with_flags.__signature__ = inspect.Signature(kept[:place] + flags + kept[place + 1 :])  # type: ignore[attr-defined]
+    return with_flags
 
 
 def check_threshold(value: float | None) -> float | None:

@@ -43,27 +43,12 @@ def _is_object(line: str) -> bool:
 
 
 def _from_json(where: str, line: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UsageError(where, f"is no JSON ({error})", 'write {"prompt": "..."}') from error
-    row = row if isinstance(row, dict) else {}
-    prompt = next((row[key] for key in ("messages", "prompt", "question") if row.get(key)), None)
-    if isinstance(prompt, str) and prompt.strip():
-        return prompt
-    if isinstance(prompt, list) and all(map(_is_message, prompt)):
-        if prompt[-1]["role"] == "assistant":
-            raise UsageError(where, "ends with an assistant turn", "end it with the question")
-        return prompt
-    raise UsageError(
-        where, "holds no prompt", 'write {"prompt": "..."} or {"messages": [{"role": ..., "content": ...}]}'
-    )
+    from pipo.data.chat import parse_chat
 
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        and bool(message["content"].strip())
-    )
+    chat = parse_chat(line)
+    if isinstance(chat, str):
+        fix = 'write {"prompt": "..."} or {"messages": [{"role": ..., "content": ...}]}'
+        raise UsageError(where, f"holds no prompt ({chat})", fix)
+    if chat[-1]["role"] == "assistant":
+        raise UsageError(where, "ends with an assistant turn", "end it with the question")
+    return chat

@@ -18,30 +18,42 @@ if TYPE_CHECKING:
 RESUME = "Go on from the last checkpoint in the recipe's output folder."
 JSON = "Print what --dry-run finds out as JSON."
 DRY_RUN = "Check the recipe and its data, print steps and memory, train nothing."
-
 REPORT = "Where to log besides the terminal: tensorboard, wandb, trackio, ... (trainer.report_to)."
+
+ConfigOption = Annotated[str, typer.Option("--config", metavar="R.yaml", help="The recipe.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="As trainer.max_steps=10.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help=RESUME)]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)]
+ReportOption = Annotated[str | None, typer.Option("--report-to", metavar="TRACKER", help=REPORT)]
+DryRunJsonOption = Annotated[bool, typer.Option("--json", help=JSON)]
 
 
 def sft(
-    config: Annotated[str, typer.Option("--config", metavar="R.yaml", help="The recipe.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="As trainer.max_steps=10.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
-    report_to: Annotated[str | None, typer.Option(metavar="TRACKER", help=REPORT)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
+    config: ConfigOption,
+    overrides: Overrides = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    report_to: ReportOption = None,
+    as_json: DryRunJsonOption = False,
 ) -> None:
     """Fine-tune a PIPO model, the plain base on the same data, or an MTP head for that base, by a recipe."""
     from pipo.training.recipe import SftRecipe
 
-    check_json(as_json, dry_run)
     recipe = read(SftRecipe, config, overrides, report_to)
+    if not only_estimated(recipe, dry_run, as_json):
+        from pipo.training.sft import sft as train
+
+        train(recipe, resume=resume)
+        done(recipe.output)
+
+
+def only_estimated(recipe: SftRecipe | DistillRecipe, dry_run: bool, as_json: bool) -> bool:
+    """Print what --dry-run finds out, where that is all that is wanted. --json is its own: training has its log."""
+    if as_json and not dry_run:
+        raise typer.BadParameter("goes with --dry-run; training logs into its output folder", param_hint="--json")
     if dry_run:
         print_estimate(recipe, as_json)
-        return
-    from pipo.training.sft import sft as train
-
-    train(recipe, resume=resume)
-    done(recipe.output)
+    return dry_run
 
 
 def print_estimate(recipe: SftRecipe | DistillRecipe, as_json: bool) -> None:
@@ -65,12 +77,6 @@ def done(folder: str) -> None:
 def rank() -> int:
     """This process's number, as torchrun and accelerate set it."""
     return int(os.environ.get("RANK", "0"))
-
-
-def check_json(as_json: bool, dry_run: bool) -> None:
-    """--json is the dry run's: training has its log."""
-    if as_json and not dry_run:
-        raise typer.BadParameter("goes with --dry-run; training logs into its output folder", param_hint="--json")
 
 
 def read(kind: type[RecipeT], config: str, overrides: list[str] | None, report_to: str | None) -> RecipeT:

@@ -14,7 +14,7 @@ import tiny
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
-from pipo.decoding.engine import Sampling
+from pipo.decoding.options import GREEDY
 from pipo.errors import UsageError
 from pipo.measure.lm_eval import PipoLM
 
@@ -56,7 +56,7 @@ def tokens(model, number, prompt="what is the answer"):
     """Greedy tokens of the decoder."""
     ids = model.tok_encode(prompt)
     (found,) = model.engine.complete(
-        [ids], sampling=Sampling(0), max_new_tokens=number, threshold=model.threshold, ignore_eos=True
+        [ids], sampling=GREEDY, max_new_tokens=number, threshold=model.threshold, ignore_eos=True
     )
     return ids, found.token_ids
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from asking import WORDS, expected, gauge, question, sse, until
 
-from pipo.decoding.engine import Sampling
+from pipo.decoding.options import Sampling
 
 MESSAGES = [{"role": "user", "content": "what is so"}]
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 from served import Each, ask, draw, ids, params, reference, tokens
 
-from pipo.decoding.engine import Sampling
+from pipo.decoding.options import GREEDY, Sampling
 from pipo.pairing import pad_to_even
 
 PAD, EOS = 2, 1
@@ -202,9 +202,7 @@ def test_structured_output_is_kept_to_beside_a_request_without(llm, local):
 def test_forced_acceptance_is_the_local_coin(llm, local, rate):
     (prompt,) = draw((8,), seed=19)
     (out,) = ask(llm, [prompt], force=rate, threshold=2.0, ignore_eos=True, max_tokens=60)
-    expected = local.complete(
-        [prompt], sampling=Sampling(temperature=0), max_new_tokens=60, force_acceptance=rate, ignore_eos=True
-    )[0]
+    expected = local.complete([prompt], sampling=GREEDY, max_new_tokens=60, force_acceptance=rate, ignore_eos=True)[0]
     assert ids([out]) == [expected.token_ids]
     assert out.outputs[0].spec_decode_metrics.num_draft_tokens == expected.drafted > 0
     assert max(expected.token_ids) < tiny.VOCAB

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from served import LENGTH
 
-from pipo.decoding.engine import Sampling
+from pipo.decoding.options import GREEDY
 from pipo.errors import UsageError
 from pipo.measure.evals.budget import Budget
 from pipo.measure.evals.options import EvalOptions
@@ -37,7 +37,7 @@ def lines(folder):
 
 
 def test_greedy_answers_are_the_local_engines(options):
-    options = replace(options, sampling=Sampling(temperature=0))
+    options = replace(options, sampling=GREEDY)
     summary = evaluate(options)
     local = replace(options, engine="local", output=options.output.parent / "local")
     evaluate(local)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from served import draw, params, reference, save_tiny, tokens
 
-from pipo.decoding.engine import LocalEngine, Sampling
+from pipo.decoding.engine import LocalEngine
+from pipo.decoding.options import GREEDY
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_the_local_decoders_drafts(short):
     allowed = set(local.model.draft_ids.tolist())
     try:
         for threshold in (0.0, 0.5):
-            options = {"sampling": Sampling(temperature=0), "max_new_tokens": 40, "ignore_eos": True}
+            options = {"sampling": GREEDY, "max_new_tokens": 40, "ignore_eos": True}
             done = served.complete(prompts, threshold=threshold, **options)
             assert tokens(done) == tokens(reference(local, prompts, 40, threshold=threshold))
             drafts = [slot.draft for one in done for slot in one.slots if slot.accepted]

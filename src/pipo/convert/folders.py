@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipo.convert.base import load_model, load_tokenizer
-from pipo.convert.from_base import RESIDUAL, from_base
+from pipo.convert.from_base import from_base
 from pipo.convert.published import export_published, load_published
 from pipo.convert.save import check_new, save_model
 from pipo.convert.shipped import resolve
@@ -13,27 +14,12 @@ from pipo.errors import UsageError
 from pipo.model.pipo import PipoForCausalLM
 
 
-def convert(
-    base: str,
-    out: str | Path,
-    *,
-    compressor: str = "mlp",
-    residual: float = RESIDUAL,
-    confidence_inputs: str = "states",
-    dtype: str = "auto",
-) -> PipoForCausalLM:
-    """`pipo convert`: write a PIPO folder. Raises `UsageError`."""
+def convert(base: str, out: str | Path, **options: Any) -> PipoForCausalLM:
+    """`pipo convert`: write a PIPO folder; `options` as `from_base` takes them. Raises `UsageError`."""
     check_new(out, "OUT")
     source = resolve(base)
     tokenizer = load_tokenizer(source)
-    model = from_base(
-        source,
-        compressor,
-        residual=residual,
-        confidence_inputs=confidence_inputs,
-        tokenizer=tokenizer,
-        dtype=dtype,
-    )
+    model = from_base(source, tokenizer=tokenizer, **options)
     model.config.base_model = base
     save_model(model, tokenizer, Path(out), base=base)
     return model
@@ -53,8 +39,9 @@ def import_published(src: Path, out: Path, base: Path | None) -> None:
 
 def export(model: str, out: Path) -> None:
     """`pipo export --layout authors`: a PIPO folder -> the authors' merged layout."""
-    loaded = load_model(model)
+    source = resolve(model)
+    loaded = load_model(source)
     if not isinstance(loaded, PipoForCausalLM):
         raise UsageError("MODEL", f"{model} is no PIPO model", "convert it first")
     export_published(loaded, out)
-    load_tokenizer(model).save_pretrained(out)
+    load_tokenizer(source).save_pretrained(out)

@@ -36,31 +36,52 @@ class Tokens:
     labels: list[int]
 
 
-def read_chats(path: str | Path, *, answered: bool = True) -> Iterator[tuple[int, list[dict[str, Any]] | Problem]]:
-    """Yield (line number, messages or what is wrong with the line). Raises `UsageError` for a missing file.
+Chat = list[dict[str, Any]]
+"""Messages with "role" and "content"."""
+
+PROMPT_KEYS = ("prompt", "question")
+"""What a line may hold in place of "messages": a text, the user's."""
+
+
+def read_chats(path: str | Path, *, answered: bool = True, field: str = "data") -> Iterator[tuple[int, Chat | Problem]]:
+    """Yield (line number, messages or what is wrong with the line). Raises `UsageError` that names `field` for a file
+    that cannot be read.
 
     `answered`: a conversation without an assistant turn is a problem.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    messages = _parse(line, answered)
-                    yield number, Problem(str(path), number, messages) if isinstance(messages, str) else messages
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("data", f"cannot read {path} ({first_line(error)})", "name a chat JSONL file") from error
+                    chat = parse_chat(line)
+                    if answered and not isinstance(chat, str) and not has_answer(chat):
+                        chat = "no assistant turn"
+                    yield number, Problem(str(path), number, chat) if isinstance(chat, str) else chat
+    except OSError as error:
+        raise UsageError(field, f"cannot read {path} ({first_line(error)})", "name a chat JSONL file") from error
 
 
-def _parse(line: str, answered: bool) -> list[dict[str, Any]] | str:
+def parse_chat(line: str | bytes) -> Chat | str:
+    """The messages of a line of chat or prompt JSONL, or what is wrong with it."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"no JSON ({error.msg})"
-    messages: Any = row.get("messages") if isinstance(row, dict) else None
-    problem = check_messages(messages)
-    if problem is None and answered and not any(message["role"] == "assistant" for message in messages):
-        problem = "no assistant turn"
-    return messages if problem is None else problem
+    except UnicodeDecodeError:
+        return "no UTF-8"
+    except RecursionError:
+        return "no JSON (nested too deeply)"
+    except ValueError as error:
+        return f"no JSON ({error})"
+    if not isinstance(row, dict):
+        return "no JSON object"
+    messages: Any = next((row[key] for key in ("messages", *PROMPT_KEYS) if key in row), None)
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    return check_messages(messages) or messages
+
+
+def has_answer(chat: Chat) -> bool:
+    """Whether there is a turn to train on."""
+    return any(message["role"] == "assistant" for message in chat)
 
 
 def check_messages(messages: Any) -> str | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipo.data.chat import Problem, check_messages, render, tokenize_chat
+from pipo.data.chat import Chat, Problem, has_answer, read_chats, render, tokenize_chat
 from pipo.data.layout import Pads, lay_out
-from pipo.errors import UsageError
 
 
 @dataclass
@@ -60,43 +58,19 @@ def collect(files: Sequence[str], tokenizer: Any = None) -> Stats:
     """Read every line of every file. Raises `UsageError` for a file that cannot be read."""
     stats = Stats()
     for file in files:
-        for number, line in _lines(file):
-            messages = _parse(line)
-            problem = messages if isinstance(messages, str) else _count(stats, messages, tokenizer)
+        for number, chat in read_chats(file, answered=False, field="FILE"):
+            problem = chat if isinstance(chat, Problem) else _count(stats, chat, tokenizer)
             if problem is not None:
-                stats.problems.append(Problem(file, number, problem))
+                stats.problems.append(problem if isinstance(problem, Problem) else Problem(file, number, problem))
     return stats
 
 
-def _lines(file: str) -> Iterator[tuple[int, bytes]]:
-    try:
-        with open(file, "rb") as lines:
-            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    except OSError as error:
-        raise UsageError("FILE", f"cannot read {file} ({error.strerror})", "name a JSONL file") from error
-
-
-def _parse(line: bytes) -> list[dict[str, Any]] | str:
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError:
-        return "no UTF-8"
-    except json.JSONDecodeError as error:
-        return f"no JSON ({error.msg})"
-    if not isinstance(row, dict):
-        return "no JSON object"
-    messages: Any = row.get("messages", row.get("prompt"))
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    return check_messages(messages) or messages
-
-
-def _count(stats: Stats, messages: list[dict[str, Any]], tokenizer: Any) -> str | None:
+def _count(stats: Stats, messages: Chat, tokenizer: Any) -> str | None:
     """Add one good line; returns what the tokenizer's template finds wrong with it."""
     answers = sum(message["role"] == "assistant" for message in messages)
     if tokenizer is not None:
         try:
-            _count_tokens(stats, messages, tokenizer, answers > 0)
+            _count_tokens(stats, messages, tokenizer, has_answer(messages))
         except ValueError as error:
             return str(error)
     stats.chats += answers > 0
@@ -106,7 +80,7 @@ def _count(stats: Stats, messages: list[dict[str, Any]], tokenizer: Any) -> str 
     return None
 
 
-def _count_tokens(stats: Stats, messages: list[dict[str, Any]], tokenizer: Any, answered: bool) -> None:
+def _count_tokens(stats: Stats, messages: Chat, tokenizer: Any, answered: bool) -> None:
     if not answered:
         text = render(tokenizer, messages, add_generation_prompt=True)
         length = len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from pipo.convert.pad_token import id_list
 from pipo.convert.shipped import resolve
 from pipo.data.chat import encode_prompt
 from pipo.decoding.generate import PipoGenerateOutput, generate
+from pipo.decoding.options import Sampling
 from pipo.decoding.reader import left_pad
 from pipo.errors import UsageError
 from pipo.model import mtp_base
@@ -26,51 +27,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy."""
-
-    temperature: float = 1.0
-    top_p: float = 0.95
-    top_k: int = 20
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-
-    def check(self) -> Sampling:
-        """Return it. Raises `UsageError` that names the flag."""
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError("--temperature", f"{self.temperature} is no finite number >= 0", "0 is greedy")
-        if not 0 < self.top_p <= 1:
-            raise UsageError("--top-p", f"{self.top_p} is not in (0, 1]", "1 keeps every token")
-        if self.top_k < 0:
-            raise UsageError("--top-k", f"{self.top_k} is below 0", "0 keeps every token")
-        if not math.isfinite(self.presence_penalty):
-            raise UsageError("--presence-penalty", f"{self.presence_penalty} is not finite", "0 is none")
-        if not 0 < self.repetition_penalty < math.inf:
-            problem = f"{self.repetition_penalty} is no finite number above 0"
-            raise UsageError("--repetition-penalty", problem, "1 is none")
-        return self
-
-    def options(self) -> dict[str, Any]:
-        """As `generate` takes them."""
-        penalties = {"repetition_penalty": self.repetition_penalty, "presence_penalty": self.presence_penalty}
-        if self.temperature == 0:
-            return {"do_sample": False, **penalties}
-        draws = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return {"do_sample": True, **draws, **penalties}
-
-
-@dataclass(frozen=True)
 class Completion:
     """One answer. Counts are of real tokens; times in milliseconds, None where a batch hides them."""
 
-    token_ids: list[int]
+    prompt: list[int]
+    slots: list[Slot]
     text: str  # special tokens skipped
     finish_reason: str  # "stop" or "length"
-    prompt_tokens: int
-    slots: list[Slot]
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     kv_bytes: int = 0
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        return [token for slot in self.slots for token in slot.tokens]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt)
 
     @property
     def steps(self) -> int:
@@ -124,6 +98,11 @@ class LocalEngine:
         """The MTP head of an uncompressed model. Raises `UsageError` where it has none."""
         return load_mtp(self.model, self.source)
 
+    @property
+    def ends(self) -> list[int] | None:
+        """The tokens that end an answer: the model's, or the tokenizer's where the model names none."""
+        return id_list(self.model.generation_config.eos_token_id) or id_list(self.tokenizer.eos_token_id) or None
+
     def encode(self, prompt: str | Sequence[dict[str, Any]], thinking: bool | None = None, **options: Any) -> list[int]:
         """A question or chat messages -> the ids of the templated prompt; `thinking` and `options` as in `render`."""
         return encode_prompt(self.tokenizer, prompt, thinking=thinking, **options)
@@ -140,6 +119,7 @@ class LocalEngine:
         seeds: Sequence[int] | None = None,
         ignore_eos: bool = False,
         stop_strings: Sequence[str] = (),
+        tail: float | None = None,
         on_slot: Callable[[int, Slot], None] | None = None,
         arrived: float | None = None,
     ) -> list[Completion]:
@@ -147,12 +127,12 @@ class LocalEngine:
 
         An answer ends with the first of `stop_strings` that it contains. `arrived` (`time.perf_counter()`) is when the
         request came in, before tokenization. Times are given for a batch of one. `method`: mtp or speculative, where
-        an uncompressed model is to decode with its MTP head.
+        an uncompressed model is to decode with its MTP head. `tail`: as in `generate`.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         pad = self.model.config.pad_token_id if self.is_pipo else (self.tokenizer.pad_token_id or 0)
         ids, mask = left_pad(prompts, pad, self.model.device)
-        options: dict[str, Any] = {"eos_token_id": None} if ignore_eos else {}
+        options: dict[str, Any] = {"eos_token_id": None if ignore_eos else self.ends}
         if method in mtp_base.METHODS:
             options |= {"mtp": self.mtp, "verified": method == "speculative"}
         if stop_strings:
@@ -165,10 +145,11 @@ class LocalEngine:
             pad_token_id=pad,
             generators=None if seeds is None else [self._generator(seed) for seed in seeds],
             on_slot=on_slot,
+            tail=tail,
             confidence_threshold=threshold,
             force_acceptance=force_acceptance,
             return_dict_in_generate=True,
-            **sampling.options(),
+            **sampling.generate_options(),
             **options,
         )
         return [self._completion(out, row, prompts[row], arrived) for row in range(len(prompts))]
@@ -183,11 +164,10 @@ class LocalEngine:
         alone = len(out.slots) == 1  # type: ignore[arg-type]
         loop_s = out.finished_at - out.first_slot_at  # type: ignore[operator]
         return Completion(
-            token_ids=tokens,
+            prompt=list(prompt),
+            slots=slots,
             text=self.tokenizer.decode(tokens, skip_special_tokens=True),
             finish_reason=out.finish_reasons[row],  # type: ignore[index]
-            prompt_tokens=len(prompt),
-            slots=slots,
             ttft_ms=1000 * (out.first_slot_at - arrived) if alone else None,  # type: ignore[operator]
             tpot_ms=1000 * loop_s / later if alone and later else None,
             kv_bytes=out.kv_bytes or 0,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipo.decoding.engine import Completion, LocalEngine, Sampling
+from pipo.decoding.engine import Completion, LocalEngine
+from pipo.decoding.options import GREEDY
 from pipo.decoding.reader import PairReader
 from pipo.errors import UsageError
 from pipo.model.shortlist import restrict
@@ -45,7 +46,7 @@ def check(source: str, *, dtype: str = "float32", device: str = "cpu") -> CheckR
     compared, wrong, worst = 0, 0, 0.0
     for threshold in THRESHOLDS:
         done = engine.complete(
-            prompts, sampling=Sampling(temperature=0), max_new_tokens=NEW_TOKENS, threshold=threshold, ignore_eos=True
+            prompts, sampling=GREEDY, max_new_tokens=NEW_TOKENS, threshold=threshold, ignore_eos=True
         )
         for prompt, completion in zip(prompts, done, strict=True):
             wrong_here, worst_here = _compare(engine.model, prompt, completion)
@@ -68,8 +69,8 @@ def check_vllm(source: str, *, dtype: str = "float32") -> CheckReport:
         compared, wrong, worst = 0, 0, 0.0
         for threshold in THRESHOLDS:
             asked: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "threshold": threshold, "ignore_eos": True}
-            theirs = served.complete(prompts, sampling=Sampling(temperature=0), **asked)
-            ours = engine.complete(prompts, sampling=Sampling(temperature=0), **asked)
+            theirs = served.complete(prompts, sampling=GREEDY, **asked)
+            ours = engine.complete(prompts, sampling=GREEDY, **asked)
             for prompt, one, other in zip(prompts, theirs, ours, strict=True):
                 compared += len(one.token_ids)
                 if one.token_ids != other.token_ids:

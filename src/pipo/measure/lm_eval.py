@@ -19,9 +19,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from pipo.data.chat import render
-from pipo.decoding.engine import LocalEngine, Sampling, batches, pick_device
+from pipo.decoding.engine import LocalEngine, batches, pick_device
+from pipo.decoding.options import Sampling
 from pipo.decoding.reader import position_limit
 from pipo.errors import UsageError
+from pipo.model.head import head_logits, over_chunks
 from pipo.pairing import IGNORE, accepts_none, check_threshold, pad_to_even, token1_targets, token2_targets
 
 MAX_NEW_TOKENS = 256  # where a task names none
@@ -162,11 +164,16 @@ class PipoLM(TemplateLM):
     def _head(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, H], [B, L] -> [B], bool [B]
         """Sum of log probabilities over a row's targets, PAD left out of the distribution; are all the likeliest?"""
         valid = targets != IGNORE
-        logits = self.model.lm_head(hidden[valid]).float()
-        logits[:, self.model.config.pad_token_id] = -torch.inf  # the decoder never draws it
-        chosen = logits.log_softmax(-1).gather(-1, targets[valid][:, None])[:, 0]
-        scores = torch.zeros(targets.shape, device=chosen.device).masked_scatter(valid, chosen)
-        likeliest = torch.ones_like(valid).masked_scatter(valid, logits.argmax(-1) == targets[valid])
+        weight, pad = self.model.lm_head.weight, self.model.config.pad_token_id
+
+        def score(states: Tensor, wanted: Tensor) -> Tensor:  # [C, H], [C] -> [C, 2]
+            logits = head_logits(states, weight, pad)
+            chosen = logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+            return torch.stack([chosen, (logits.argmax(-1) == wanted).float()], dim=-1)
+
+        found = over_chunks(score, hidden[valid], targets[valid])
+        scores = torch.zeros(targets.shape, device=found.device).masked_scatter(valid, found[:, 0])
+        likeliest = torch.ones_like(valid).masked_scatter(valid, found[:, 1].bool())
         return scores.sum(-1), likeliest.all(-1)
 
 
@@ -182,7 +189,9 @@ def _options(options: dict[str, Any]) -> tuple[list[str], Sampling, int]:
         raise UsageError(f"gen_kwargs {name}", "is not supported by pipo models", f"use {', '.join(sorted(KNOWN))}")
     until = options.get("until") or []
     temperature = float(options.get("temperature", 1.0)) if options.get("do_sample", False) else 0.0
-    sampling = Sampling(temperature, float(options.get("top_p", 1.0)), int(options.get("top_k", 0))).check()
+    sampling = Sampling.of(
+        temperature=temperature, top_p=float(options.get("top_p", 1.0)), top_k=int(options.get("top_k", 0))
+    )
     texts = [until] if isinstance(until, str) else list(until)
     return texts, sampling, int(options.get("max_gen_toks", MAX_NEW_TOKENS))
 

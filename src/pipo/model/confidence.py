@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipo.errors import UsageError
-from pipo.model.losses import CHUNK
+from pipo.model.head import head_logits, over_chunks
 
 INPUTS = ("states", "draft")
 """What the head sees: the states alone (the paper's), or the drafted token and its log-probability too."""
@@ -61,7 +61,6 @@ class ConfidenceHead(nn.Module):
             self.draft.weight.zero_()
 
 
-@torch.no_grad()
 def draw_drafts(
     hidden: Tensor,  # [N, H] MTP states
     weight: Tensor,  # [V, H] the LM head
@@ -69,25 +68,24 @@ def draw_drafts(
     noise: Tensor,  # [N] uniform in [0, 1)
 ) -> Tensor:  # [N]
     """One token a state from the draft distribution at temperature 1, by its cumulative shares."""
-    drawn = []
-    for states, uniform in zip(hidden.split(CHUNK), noise.split(CHUNK), strict=True):
-        shares = torch.softmax(_logits(states, weight, pad), dim=-1).cumsum(-1)
+
+    def draw(states: Tensor, uniform: Tensor) -> Tensor:
+        shares = torch.softmax(head_logits(states, weight, pad), dim=-1).cumsum(-1)
         at = torch.searchsorted(shares, (uniform.to(shares) * shares[:, -1])[:, None], right=True)
-        drawn.append(at.squeeze(-1).clamp(max=weight.shape[0] - 1))
-    return torch.cat(drawn)
+        return at.squeeze(-1).clamp(max=weight.shape[0] - 1)
+
+    return over_chunks(draw, hidden, noise)
 
 
-@torch.no_grad()
-def draft_log_probs(hidden: Tensor, weight: Tensor, pad: int, drafts: Tensor) -> Tensor:  # [N, H], [N] -> fp32 [N]
-    """Log-probability of every draft at temperature 1, without top-k, top-p or penalties."""
-    parts = [
-        torch.log_softmax(_logits(states, weight, pad), dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
-        for states, tokens in zip(hidden.split(CHUNK), drafts.split(CHUNK), strict=True)
-    ]
-    return torch.cat(parts)
+def token_log_probs(
+    hidden: Tensor,  # [N, H]
+    weight: Tensor,  # [V, H] the LM head
+    pad: int,  # never drawn
+    tokens: Tensor,  # [N]
+) -> Tensor:  # fp32 [N]
+    """Log-probability of every token at temperature 1, without top-k, top-p or penalties."""
 
+    def look_up(states: Tensor, chosen: Tensor) -> Tensor:
+        return torch.log_softmax(head_logits(states, weight, pad), dim=-1).gather(-1, chosen[:, None]).squeeze(-1)
 
-def _logits(hidden: Tensor, weight: Tensor, pad: int) -> Tensor:  # [N, H] -> fp32 [N, V]
-    logits = (hidden @ weight.to(hidden.dtype).t()).float()
-    logits[:, pad] = float("-inf")
-    return logits
+    return over_chunks(look_up, hidden, tokens)

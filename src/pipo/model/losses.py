@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-CHUNK = 512
-"""Target positions whose logits exist at the same time."""
+from pipo.model.head import CHUNK, chunks
 
 
 @dataclass
@@ -50,8 +49,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         values = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
+        for rows in chunks(hidden.shape[0], chunk):
             with torch.enable_grad():
                 # A leaf of the logits alone: the two products with the head are done by hand, so that no second copy
                 # of a [C, V] tensor is kept alive by the graph.

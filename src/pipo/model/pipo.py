@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from pipo.errors import UsageError
 from pipo.model.compressor import Compressor
-from pipo.model.confidence import ConfidenceHead, draft_log_probs, draw_drafts
+from pipo.model.confidence import ConfidenceHead, draw_drafts, token_log_probs
 from pipo.model.config import PipoConfig
 from pipo.model.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
 from pipo.model.mtp import head_of, norm_like
@@ -107,7 +107,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         if drafts is None:
             raise UsageError("drafts", "this model's confidence head sees the drafted token", "pass the drafts")
         hidden, tokens = mtp_hidden.flatten(0, -2), drafts.flatten()
-        log_probs = draft_log_probs(hidden, self.lm_head.weight, int(self.config.pad_token_id or 0), tokens)
+        log_probs = token_log_probs(hidden, self.lm_head.weight, int(self.config.pad_token_id or 0), tokens)
         return self.confidence_head(backbone_hidden, mtp_hidden, self.embed(drafts), log_probs.view(drafts.shape))
 
     def confidence(self, backbone_hidden: Tensor, mtp_hidden: Tensor, drafts: Tensor | None = None) -> Tensor:

@@ -137,11 +137,10 @@ class Generation:
     def completion(self) -> Completion:
         """The answer as far as it is there."""
         return Completion(
-            token_ids=self.member.tokens,
+            prompt=self.member.prompt,
+            slots=list(self.member.slots),
             text=self.text.text,
             finish_reason=self.member.finish_reason or "",
-            prompt_tokens=len(self.member.prompt),
-            slots=self.member.slots,
         )
 
     def start(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipo.data.layout import Pads
+from pipo.decoding.options import Sampling
 from pipo.runtime.recipe import Section, nearest
 
 KEEPS_APART = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
@@ -143,18 +144,14 @@ class Prompts(Section):
     prefix: str = Field(default="", description="start of every answer, put into the prompt, e.g. '<think>\\n'")
 
 
-class Rollout(Section):
+class Rollout(Sampling):
     """How the student answers: its own PIPO decoding, by the local decoder or in vLLM."""
 
     engine: Literal["local", "vllm"] = "local"
     memory_share: float = Field(default=0.3, gt=0, lt=1, description="of the GPU, for vLLM's weights and cache")
     max_new_tokens: int = Field(default=512, ge=1, description="real tokens")
     threshold: float = Field(default=0.9, ge=0, allow_inf_nan=False, description="confidence threshold")
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=20, ge=0)
-    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
-    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="above 0: answers are drawn")
     tail: float | None = Field(
         default=2.0,
         ge=1,

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipo.convert.shipped import resolve
 from pipo.data.chat import encode_prompt
-from pipo.decoding.engine import Completion, Sampling
+from pipo.decoding.engine import Completion
+from pipo.decoding.options import Sampling
 from pipo.errors import UsageError
 from pipo.pairing import Slot
 from pipo.vllm.requests import DETAILED, FORCE, RECORD, THRESHOLD
@@ -104,11 +105,7 @@ class VllmEngine:
             extra[FORCE] = force_acceptance
         params = [
             SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                presence_penalty=sampling.presence_penalty,
-                repetition_penalty=sampling.repetition_penalty,
+                **sampling.draws(),
                 max_tokens=max_new_tokens,
                 seed=None if seeds is None else seeds[row],
                 ignore_eos=ignore_eos,
@@ -120,7 +117,7 @@ class VllmEngine:
         outputs = self.llm.generate(asked, params, use_tqdm=False)
         self.statistics = [out.outputs[0].spec_decode_metrics for out in outputs]
         drafts = self.llm.collective_rpc("take_drafts")[0] if with_rejected else {}
-        return [self._completion(out, drafts.get(str(row))) for row, out in enumerate(outputs)]
+        return [self._completion(out, prompts[row], drafts.get(str(row))) for row, out in enumerate(outputs)]
 
     def keep_drafts(self) -> None:
         """From here on `complete` can say what was drafted and rejected."""
@@ -131,17 +128,16 @@ class VllmEngine:
         self.llm.collective_rpc("take_over", args=(folder,))
         self.llm.reset_prefix_cache()
 
-    def _completion(self, out: Any, drafts: Sequence[int] | None) -> Completion:
+    def _completion(self, out: Any, prompt: Sequence[int], drafts: Sequence[int] | None) -> Completion:
         answer, times = out.outputs[0], out.metrics
         tokens = list(answer.token_ids)
         slots = self._slots(tokens, answer.spec_decode_metrics, drafts)
         later = len(tokens) - len(slots[0].tokens)
         return Completion(
-            token_ids=tokens,
+            prompt=list(prompt),
+            slots=slots,
             text=self.tokenizer.decode(tokens, skip_special_tokens=True),  # vLLM holds back half a character
             finish_reason=answer.finish_reason,
-            prompt_tokens=len(out.prompt_token_ids),
-            slots=slots,
             ttft_ms=1000 * times.first_token_latency,
             tpot_ms=1000 * (times.last_token_ts - times.first_token_ts) / later if later else None,
         )
@@ -157,6 +153,7 @@ class VllmEngine:
             rejected = drafts[step] if drafts else self.config.pad_token_id
             draft = next(left) if accepted else rejected if drafted else None
             slots.append(Slot(token1, draft, None, bool(accepted)))
+        assert next(left, None) is None, "vLLM's statistics do not cover the answer"
         return slots
 
     def kv_bytes_per_token(self) -> float:

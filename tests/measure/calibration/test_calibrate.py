@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from pipo import PipoForCausalLM
-from pipo.decoding.engine import LocalEngine, Sampling
+from pipo.decoding.engine import LocalEngine
+from pipo.decoding.options import Sampling
 from pipo.errors import UsageError
 from pipo.measure.calibration.choose import choose, mark_frontier, store, top
 from pipo.measure.calibration.judge import Judge
@@ -204,7 +205,7 @@ def test_the_judge_of_the_bases_own_answers(options):
     base, student = models(options)
     prompts = [base.engine.encode("1 + 1"), base.engine.encode("so what")]
     completions = base.complete(prompts, sampling=Sampling(), max_new_tokens=13, seeds=[3, 4])
-    for prompt, done, line in zip(prompts, completions, Judge(student, base)(prompts, completions), strict=True):
+    for prompt, done, line in zip(prompts, completions, Judge(student, base)(completions), strict=True):
         ids = torch.tensor([[*prompt, *done.token_ids]])
         logits = base.engine.model(ids).logits[0, len(prompt) - 1 : -1]
         own = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])
@@ -220,7 +221,7 @@ def test_the_judge_says_what_the_definitions_say(options, tiny_llama):
     options_ = {"sampling": Sampling(), "max_new_tokens": 13, "seeds": [3, 4], "ignore_eos": True}
     completions = engine.complete(prompts, threshold=0.5, **options_)
     teacher = LocalEngine.load(tiny_llama).model
-    for prompt, done, line in zip(prompts, completions, Judge(student, base)(prompts, completions), strict=True):
+    for prompt, done, line in zip(prompts, completions, Judge(student, base)(completions), strict=True):
         pairs = [token for slot in done.slots for token in slot.pair(PAD)]
         ids = [*pad_to_even(prompt, PAD), *pairs]
         own = engine.model(torch.tensor([ids]), return_logits=True).mtp_logits[0, -len(done.slots) :].softmax(-1)
@@ -385,7 +386,6 @@ def test_the_stored_threshold_is_what_decodes(options, unsure, tmp_path):
         ({"margin": -1.0}, "--margin"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
         ({"samples": 0}, "--samples"),
-        ({"sampling": Sampling(top_p=2.0)}, "--top-p"),
         ({"store": 0.85}, "0.85 is not among the thresholds"),
         ({"model": "demo", "store": "best"}, "the shipped model"),
         ({"model": "someone/model", "store": 0.3}, "no local folder"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from pipo.decoding.engine import LocalEngine, Sampling
+from pipo.decoding.engine import LocalEngine
+from pipo.decoding.options import GREEDY, Sampling
 from pipo.errors import UsageError
 from pipo.measure.evals.budget import Budget
 from pipo.measure.evals.contestant import contestants
@@ -111,7 +112,7 @@ def test_a_finished_run_loads_no_model(options, monkeypatch):
 
 
 def test_greedy_counts_one_answer_several_times(options):
-    evaluate(replace(options, sampling=Sampling(temperature=0)))
+    evaluate(replace(options, sampling=GREEDY))
     found = lines(options.output)
     texts = {(line["question_id"], line["method"]): set() for line in found}
     for line in found:
@@ -211,8 +212,6 @@ def test_a_folder_with_other_files_is_refused(options):
         ({"limit": 0}, "--limit: 0 is below 1"),
         ({"batch_size": 0}, "--batch-size: 0 is below 1"),
         ({"threshold": -1.0}, "confidence_threshold"),
-        ({"sampling": Sampling(top_p=0)}, "--top-p"),
-        ({"sampling": Sampling(temperature=-1)}, "--temperature"),
         ({"device": "abacus"}, "--device"),
         ({"dtype": "float8"}, "--dtype"),
         ({"held_out": True}, "--held-out"),

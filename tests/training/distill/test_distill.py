@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM
 from pipo import PipoForCausalLM
 from pipo.convert.folders import convert
 from pipo.data.batch import Collator
+from pipo.decoding.engine import Completion
 from pipo.errors import UsageError
 from pipo.pairing import IGNORE, Slot
 from pipo.training import recipe as recipes
 from pipo.training.checkpoint import last_checkpoint
-from pipo.training.distill.rollout import Answer, roll_out
+from pipo.training.distill.rollout import lay_out_answer, roll_out
 from pipo.training.distill.run import DistillTrainer, distill
 from pipo.training.plan.estimate import estimate
 from pipo.training.recipe import DistillRecipe, Lora
@@ -64,7 +65,7 @@ def curve(output, step):
 
 def test_a_rejected_draft_is_a_label_and_pad_is_what_was_read():
     slots = [Slot(11, 12, 0.9, True), Slot(13, 14, 0.1, False), Slot(15)]
-    layout = Answer([5, 6, 7], slots, "stop").layout(PAD)
+    layout = lay_out_answer(Completion([5, 6, 7], slots, "", "stop"), PAD)
     assert layout.ids == [5, 6, 7, PAD, 11, 12, 13, PAD, 15, PAD]
     assert layout.labels == [IGNORE] * 4 + [11, 12, 13, 14, 15, IGNORE]
 
@@ -76,14 +77,14 @@ def test_an_answer_depends_on_its_seed_alone(tiny_pipo):
     assert together == roll_out(model, tokenizer, [[5, 6, 7], [8, 9]], how, "seed")
     assert together != roll_out(model, tokenizer, [[5, 6, 7], [8, 9]], how, "other")
     (alone,) = roll_out(model, tokenizer, [[5, 6, 7]], how, "seed")
-    assert alone.tokens == together[0].tokens
+    assert alone.token_ids == together[0].token_ids
     assert model.training
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_teacher_reads_in_the_students_precision(tiny_pipo, prompts, tmp_path, monkeypatch, bf16):
-    states, seen = Teacher.states, []
-    monkeypatch.setattr(Teacher, "states", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or states(*a))
+    read, seen = Teacher.read, []
+    monkeypatch.setattr(Teacher, "read", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or read(*a))
     trainer = TRAINER | {"max_steps": 1, "bf16": bf16}
     distill(recipe(tiny_pipo, prompts, tmp_path / "out", trainer=trainer, lora={"rank": 2}))
     assert seen == [bf16]
@@ -96,7 +97,7 @@ def test_the_trainer_reads_an_answer_as_the_decoder_did(tiny_pipo):
     options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
     out = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=12, confidence_threshold=0.5, **options)
     slots = out.slots[0]
-    layout = Answer([5, 6, 7], slots, "length").layout(PAD)
+    layout = lay_out_answer(Completion([5, 6, 7], slots, "", "length"), PAD)
     forward = model(torch.tensor([layout.ids]), return_logits=True)
     drafted = [i for i, slot in enumerate(slots) if slot.draft is not None]
     assert drafted
@@ -152,8 +153,10 @@ def test_resumed_is_unbroken(prompts, tiny_pipo, tmp_path):
 
 RUN = """
 import sys
-from pipo.training import distill, recipe
-distill.distill(recipe.load_recipe(recipe.DistillRecipe, sys.argv[1], []), resume=True)
+from pipo.runtime.recipe import load_recipe
+from pipo.training.distill.run import distill
+from pipo.training.recipe import DistillRecipe
+distill(load_recipe(DistillRecipe, sys.argv[1], []), resume=True)
 """
 
 
@@ -240,7 +243,7 @@ def test_rollouts_end_where_decoding_ends(prompts, tiny_pipo, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [1, *range(3, tiny.VOCAB)]}))
     model, how = PipoForCausalLM.from_pretrained(folder), recipes.Rollout(max_new_tokens=9)
     answers = roll_out(model, tiny.tokenizer(), [[5, 6]] * 3, how, "seed")
-    assert all(answer.finish_reason == "stop" and answer.tokens[-1] > 2 for answer in answers)
+    assert all(answer.finish_reason == "stop" and answer.token_ids[-1] > 2 for answer in answers)
     (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
     with pytest.raises(UsageError, match=r"model: its decoding stops at \[7\], its tokenizer's EOS is 1"):
         distill(recipe(str(folder), prompts, tmp_path / "out", lora={"rank": 2}))

@@ -12,11 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from pipo.data.build.answerer import Order, ask
 from pipo.data.build.card import write_card
 from pipo.data.build.questions import Questions, check, write_questions
 from pipo.data.build.recipe import BuildRecipe
 from pipo.data.build.sets import ANSWERED, CHECKED, Results, write_sets
-from pipo.data.build.teacher import Order, ask
 from pipo.errors import UsageError
 from pipo.runtime.journal import Journal, claim
 from pipo.runtime.progress import SampleProgress

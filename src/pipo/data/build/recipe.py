@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pipo.decoding.options import Sampling
 from pipo.runtime.recipe import Section
 
 
@@ -19,7 +20,7 @@ class QuestionSource(Section):
     limit: int | None = Field(default=None, ge=1, description="questions, from the beginning")
 
 
-class Teacher(Section):
+class Answerer(Section):
     """Who answers: a model behind an OpenAI-compatible endpoint, or a local one."""
 
     model: str = Field(description="its name at the endpoint; without one, a folder or hub id")
@@ -33,15 +34,11 @@ class Teacher(Section):
     device: str = "auto"
 
 
-class Answers(Section):
+class Answers(Sampling):
     """How the teacher answers."""
 
     samples: int = Field(default=4, ge=1, description="answers to each question")
     max_tokens: int = Field(default=32768, ge=1, description="longest answer; longer ones are unfinished")
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=20, ge=0, description="0: all, and not sent to an endpoint")
-    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
     thinking: bool | None = Field(default=None, description="the chat template's enable_thinking")
     prefix: str = Field(default="", description="put before answers that lack it: what the prompt held, '<think>\\n'")
 
@@ -67,7 +64,7 @@ class BuildRecipe(Section):
 
     output: str
     questions: QuestionSource
-    teacher: Teacher
+    teacher: Answerer
     answers: Answers = Answers()
     checks: Checks = Checks()
     select: Selection = Selection()

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipo.decoding.engine import LocalEngine, Sampling
+from pipo.decoding.engine import LocalEngine
+from pipo.decoding.options import GREEDY
 from pipo.measure.bench.cell import Cell, Trial, random_prompts
 from pipo.measure.bench.local import own_backbone
 from pipo.measure.bench.options import BenchOptions, pick_methods
@@ -79,7 +80,7 @@ class VllmBed:
         start = time.perf_counter()
         done = engine.complete(
             prompts,
-            sampling=Sampling(temperature=0),
+            sampling=GREEDY,
             max_new_tokens=options.new_tokens,
             ignore_eos=True,
             **judged,

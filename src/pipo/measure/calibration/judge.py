@@ -13,9 +13,9 @@ from pipo.data.batch import Collator
 from pipo.decoding.engine import Completion
 from pipo.measure.evals.contestant import Contestant
 from pipo.measure.evals.metrics import Line
-from pipo.model.losses import CHUNK
+from pipo.model.head import head_logits, over_chunks
 from pipo.pairing import IGNORE, pad_mask, token1_targets, token2_targets
-from pipo.training.distill.rollout import Answer
+from pipo.training.distill.rollout import lay_out_answer
 from pipo.training.divergence import agreement, full
 from pipo.training.teacher import Teacher, same_width
 
@@ -32,7 +32,7 @@ class Judge:
         return Teacher.of(self.base.engine.model, full, self.student.engine.model.config.pad_token_id)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> list[Line]:
+    def __call__(self, completions: Sequence[Completion]) -> list[Line]:
         """For every answer:
 
         drafts: [confidence, min(1, p_t / p_s), whether it is the teacher's likeliest token, whether it was kept] each;
@@ -41,23 +41,20 @@ class Judge:
         """
         model: Any = self.student.engine.model
         pad = model.config.pad_token_id
-        answers = [
-            Answer(list(p), done.slots, done.finish_reason) for p, done in zip(prompts, completions, strict=True)
-        ]
-        rows = [answer.layout(pad) for answer in answers]
+        rows = [lay_out_answer(answer, pad) for answer in completions]
         batch = Collator(pad)([{"input_ids": row.ids, "labels": row.labels} for row in rows])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         states, labels = self.teacher.read(batch), batch["labels"]
         first, second = token1_targets(labels), token2_targets(labels)
         kept = ~token2_targets(pad_mask(batch["input_ids"], pad))
         of_first = self._opinions(states.predicting(1)[first != IGNORE], first[first != IGNORE])
-        drafts, hidden = second != IGNORE, None
+        drafts, student = second != IGNORE, None
         if drafts.any():
             read = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            hidden = read.mtp_hidden_states[drafts]
-        of_drafts = self._opinions(states.predicting(2)[drafts], second[drafts], hidden, model.lm_head.weight)
+            student = read.mtp_hidden_states[drafts], model.lm_head.weight
+        of_drafts = self._opinions(states.predicting(2)[drafts], second[drafts], student)
         found = []
-        for row, answer in enumerate(answers):
+        for row, answer in enumerate(completions):
             mine1, mine2 = (_part(x, valid, row) for x, valid in ((of_first, first != IGNORE), (of_drafts, drafts)))
             text = torch.cat([mine1, mine2[kept[row][drafts[row]]]])
             found.append(_line(answer, text, mine2))
@@ -67,19 +64,17 @@ class Judge:
         self,
         states: Tensor,  # [N, H] of the teacher
         tokens: Tensor,  # [N]
-        hidden: Tensor | None = None,  # [N, H] of the student, where the tokens are its drafts
-        head: Tensor | None = None,  # [V, H] of the student
+        student: tuple[Tensor, Tensor] | None = None,  # its states [N, H] and head [V, H], where it drafted the tokens
     ) -> Tensor:  # [N, 3]: log-probability, whether it is the likeliest, agreement (1 where nothing was drafted)
-        found = [states.new_zeros(0, 3, dtype=torch.float32)]
-        for start in range(0, len(tokens), CHUNK):
-            rows = slice(start, start + CHUNK)
-            teacher, token = (states[rows] @ self.teacher.head.t()).float(), tokens[rows]
+        def opinion(teacher_state: Tensor, token: Tensor, *student_state: Tensor) -> Tensor:  # [C, H], [C] -> [C, 3]
+            teacher = head_logits(teacher_state, self.teacher.head)
             likely = torch.log_softmax(teacher, dim=-1).gather(-1, token[:, None]).squeeze(-1)
-            accepted = torch.ones_like(likely)
-            if hidden is not None and head is not None:
-                accepted = agreement(*same_width((hidden[rows] @ head.t()).float(), teacher), token)
-            found.append(torch.stack([likely, (teacher.argmax(-1) == token).float(), accepted], dim=-1))
-        return torch.cat(found)
+            agreed = torch.ones_like(likely)
+            if student is not None:
+                agreed = agreement(*same_width(head_logits(student_state[0], student[1]), teacher), token)
+            return torch.stack([likely, (teacher.argmax(-1) == token).float(), agreed], dim=-1)
+
+        return over_chunks(opinion, states, tokens, *(() if student is None else student[:1]))
 
 
 def _part(values: Tensor, valid: Tensor, row: int) -> Tensor:  # [N, 3], bool [B, L-1] -> [n, 3]
@@ -88,7 +83,7 @@ def _part(values: Tensor, valid: Tensor, row: int) -> Tensor:  # [N, 3], bool [B
     return values[(ends[row - 1] if row else 0) : ends[row]]
 
 
-def _line(answer: Answer, text: Tensor, drafts: Tensor) -> Line:  # [tokens, 3], [drafts, 3]
+def _line(answer: Completion, text: Tensor, drafts: Tensor) -> Line:  # [tokens, 3], [drafts, 3]
     slots = [slot for slot in answer.slots if slot.draft is not None]
     judged = zip(slots, drafts.tolist(), strict=True)
     return {

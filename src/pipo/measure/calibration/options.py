@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipo.convert.shipped import SHIPPED, cache_folder
 from pipo.data.chat import Problem, asked, read_chats
-from pipo.decoding.engine import Sampling
+from pipo.decoding.options import Sampling
 from pipo.errors import UsageError
 from pipo.measure.evals.budget import Budget
 from pipo.measure.evals.options import EvalOptions

@@ -90,9 +90,7 @@ class Judged(Run):
     ) -> list[Line]:
         lines = super()._lines(jobs, prompts, completions)
         unscored = {} if self.scored else {"correct": None}
-        return [
-            line | unscored | opinion for line, opinion in zip(lines, self.judge(prompts, completions), strict=True)
-        ]
+        return [line | unscored | opinion for line, opinion in zip(lines, self.judge(completions), strict=True)]
 
 
 class Sweep:

@@ -38,4 +38,4 @@ class Budget:
             return completion
         slots = completion.slots[: self.size]
         ids = [token for slot in slots for token in slot.tokens]
-        return replace(completion, slots=slots, token_ids=ids, text=decode(ids), finish_reason="length")
+        return replace(completion, slots=slots, text=decode(ids), finish_reason="length")

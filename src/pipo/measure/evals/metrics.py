@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import groupby
 from math import comb
@@ -15,6 +16,7 @@ from pipo.errors import UsageError
 from pipo.tasks.repetition import repeats
 
 Line = dict[str, Any]
+Array = NDArray[np.float64]
 RESAMPLES = 10_000
 CHUNK = 1_000  # resamples in memory at once
 
@@ -98,18 +100,22 @@ def bootstrap_ci95(values: Sequence[float], seed: int = 0) -> list[float]:
 
 def bootstrap_ratio_ci95(above: Sequence[float], below: Sequence[float], seed: int = 0) -> list[float] | None:
     """[low, high] of sum(above) / sum(below), as `bootstrap_ci95`; None where a resample's divisor is 0."""
-    up: NDArray[np.float64] = np.asarray(above, dtype=np.float64)
-    down: NDArray[np.float64] = np.asarray(below, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(RESAMPLES // CHUNK):
-        chosen = rng.integers(len(up), size=(CHUNK, len(up)))
-        divisors = down[chosen].sum(axis=1)
-        if not divisors.all():
-            return None
-        found.append(up[chosen].sum(axis=1) / divisors)
-    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
-    return [float(low), float(high)]
+    from scipy.stats import DegenerateDataWarning, bootstrap
+
+    if len(above) == 1:  # nothing to draw from: the interval is the value
+        return None if not below[0] else [above[0] / below[0]] * 2
+
+    def share(up: Array, down: Array, axis: int) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(up.sum(axis=axis) / down.sum(axis=axis))
+
+    options = {"n_resamples": RESAMPLES, "batch": CHUNK, "method": "percentile", "paired": True, "rng": seed}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of divisors that are 0, see below
+        found = bootstrap((above, below), share, vectorized=True, **options)
+    if not np.isfinite(found.bootstrap_distribution).all():
+        return None
+    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
 
 
 def decoding(lines: Sequence[Line]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipo import tasks
-from pipo.decoding.engine import Sampling, pick_device
+from pipo.decoding.engine import pick_device
+from pipo.decoding.options import Sampling
 from pipo.errors import UsageError
 from pipo.measure.evals.budget import Budget
 from pipo.pairing import check_threshold
@@ -64,12 +65,12 @@ class EvalOptions:
             raise UsageError("--pass-k", problem, "lower it, or raise --samples in a new folder")
         if not 0 <= self.seed < 2**32:
             raise UsageError("--seed", f"{self.seed} is out of range", "use 0 to 4294967295")
-        self.sampling.check()
         if self.threshold is not None:
             check_threshold(self.threshold)
         _check_sweep(self.thresholds, self.threshold)
-        if find_spec("matplotlib") is None:
-            raise UsageError("eval", "matplotlib is not installed", "pip install 'pipo-lm[eval]'")
+        for package in ("matplotlib", "scipy"):
+            if find_spec(package) is None:
+                raise UsageError("eval", f"{package} is not installed", "pip install 'pipo-lm[eval]'")
 
     def _check_served(self) -> None:
         if self.engine != "vllm":
@@ -115,7 +116,7 @@ class EvalOptions:
 
     def draws(self) -> dict[str, Any]:
         """The sampling, as summaries state it."""
-        return {key: value for key, value in asdict(self.sampling).items() if key != "repetition_penalty"}
+        return self.sampling.draws()
 
 
 def _check_name(option: str, name: str, valid: tuple[str, ...]) -> None:

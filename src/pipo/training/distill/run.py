@@ -18,13 +18,14 @@ from pipo.convert.pad_token import id_list
 from pipo.convert.shipped import resolve
 from pipo.data.batch import Collator
 from pipo.data.chat import PromptDataset
+from pipo.decoding.engine import Completion
 from pipo.errors import UsageError
 from pipo.model.families import load_config
 from pipo.pairing import token2_targets
 from pipo.tasks.repetition import repeats
 from pipo.training import divergence
 from pipo.training.checkpoint import last_checkpoint
-from pipo.training.distill.rollout import Answer, roll_out
+from pipo.training.distill.rollout import lay_out_answer, roll_out
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
 from pipo.training.sft import note_problems, save, student, train_arguments
 from pipo.training.teacher import Teacher, check_same_tokens
@@ -172,17 +173,17 @@ class DistillTrainer(StepTrainer):
             student = self.reader.get_base_model() if self.recipe.lora else self.reader
             answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed, first)
         self.note(answers)
-        layouts = [answer.layout(self.tokenizer.pad_token_id) for answer in answers]
+        layouts = [lay_out_answer(answer, self.tokenizer.pad_token_id) for answer in answers]
         batch = self.collate([{"input_ids": layout.ids, "labels": layout.labels} for layout in layouts])
         return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
 
-    def note(self, answers: list[Answer]) -> None:
+    def note(self, answers: list[Completion]) -> None:
         """What is logged of the answers, beside the losses."""
         drafts = [slot for answer in answers for slot in answer.slots if slot.draft is not None]
-        tokens = sum(len(answer.tokens) for answer in answers)
-        steps = sum(len(answer.slots) for answer in answers)
+        tokens = sum(len(answer.token_ids) for answer in answers)
+        steps = sum(answer.steps for answer in answers)
         ended = sum(answer.finish_reason == "stop" for answer in answers)
-        loops = sum(repeats(self.tokenizer.decode(answer.tokens)) for answer in answers)
+        loops = sum(repeats(answer.text) for answer in answers)
         shares = {
             "rollout_tokens": (tokens, len(answers)),
             "rollout_ended": (ended, len(answers)),

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipo.training import recipe
-from pipo.training.distill.rollout import Answer, sampling, seeds
+from pipo.decoding.engine import Completion
+from pipo.training.distill.rollout import seeds
+from pipo.training.recipe import Rollout
 from pipo.vllm.engine import VllmEngine, engine_memory
 
 WHOLE, OLD = ".modules_to_save.default.", ".original_module."
@@ -27,7 +28,7 @@ FILE = "model.safetensors"
 class ServedStudent:
     """The model of a folder in vLLM. `close` ends its processes."""
 
-    def __init__(self, folder: str, how: recipe.Rollout, dtype: str, answers: int) -> None:
+    def __init__(self, folder: str, how: Rollout, dtype: str, answers: int) -> None:
         self.how, memory = how, engine_memory(1, share=how.memory_share)
         self.engine = VllmEngine.load(folder, dtype=dtype, max_num_seqs=answers, **memory)
         self.engine.keep_drafts()
@@ -39,18 +40,16 @@ class ServedStudent:
             save_file(whole, Path(folder) / FILE)
             self.engine.take_over(folder)
 
-    def roll_out(self, prompts: Sequence[Sequence[int]], seed: str, first: int = 0) -> list[Answer]:
+    def roll_out(self, prompts: Sequence[Sequence[int]], seed: str, first: int = 0) -> list[Completion]:
         """One answer a prompt; as `pipo.training.distill.rollout.roll_out`, by vLLM's draws."""
-        done = self.engine.complete(
+        return self.engine.complete(
             prompts,
-            sampling=sampling(self.how),
+            sampling=self.how,
             max_new_tokens=self.how.max_new_tokens,
             threshold=self.how.threshold,
             seeds=seeds(seed, first, len(prompts)),
             with_rejected=True,
         )
-        pairs = zip(prompts, done, strict=True)
-        return [Answer(list(prompt), one.slots, one.finish_reason) for prompt, one in pairs]
 
     def close(self) -> None:
         self.engine.close()

@@ -111,6 +111,8 @@ def _unusable(recipe: BuildRecipe, error: Exception, fix: str) -> UsageError:
 def _request(answers: Answers) -> dict[str, Any]:
     """What the standard does not know goes as extra fields, and only where it is set."""
     extra: dict[str, Any] = {"top_k": answers.top_k} if answers.top_k else {}
+    if answers.repetition_penalty != 1:
+        extra["repetition_penalty"] = answers.repetition_penalty
     if answers.thinking is not None:
         extra["chat_template_kwargs"] = {"enable_thinking": answers.thinking}
     return {
@@ -123,14 +125,13 @@ def _request(answers: Answers) -> dict[str, Any]:
 
 
 def _ask_local(recipe: BuildRecipe, orders: Iterator[Order], put: Put) -> None:
-    from pipo.decoding.engine import LocalEngine, Sampling, batches, pick_device
+    from pipo.decoding.engine import LocalEngine, batches, pick_device
 
     teacher, answers = recipe.teacher, recipe.answers
     engine = LocalEngine.load(teacher.model, dtype=teacher.dtype, device=pick_device(teacher.device))
-    sampling = Sampling(answers.temperature, answers.top_p, answers.top_k, answers.presence_penalty).check()
     for batch in batches(orders, teacher.batch_size):
         prompts = [engine.encode(order.messages, answers.thinking) for order in batch]
         seeds = [order.seed for order in batch]
-        found = engine.complete(prompts, sampling=sampling, max_new_tokens=answers.max_tokens, seeds=seeds)
+        found = engine.complete(prompts, sampling=answers, max_new_tokens=answers.max_tokens, seeds=seeds)
         pairs = zip(batch, found, strict=True)
         put([_row(o, one.text, len(one.token_ids), one.finish_reason, answers.prefix) for o, one in pairs])
