@@ -68,10 +68,21 @@ def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
         args = TrainingArguments(output_dir=recipe.output, **{**defaults, **recipe.trainer, **FIXED})
     except (TypeError, ValueError) as error:
         raise UsageError("trainer", str(error).splitlines()[0], "see transformers.TrainingArguments") from error
+    check_processes(args)
     check_strategy(args)
     if args.use_cpu and args.bf16:
         warn_slow_bfloat16("trainer.bf16")
     return args
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """One process a GPU: transformers would cut a batch to pieces, whose losses are not normalised together."""
+    if args.world_size == 1 and args.n_gpu > 1:
+        raise UsageError(
+            "trainer",
+            f"one process sees {args.n_gpu} GPUs",
+            f"start `accelerate launch --num_processes {args.n_gpu} -m pipo_cli ...`, or set CUDA_VISIBLE_DEVICES=0",
+        )
 
 
 def check_strategy(args: TrainingArguments) -> None:
