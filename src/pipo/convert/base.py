@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedModel
 
+from pipo.convert.gguf_rope import restore_scaling
 from pipo.errors import UsageError, first_line
 from pipo.model.loading import check_loading
 from pipo.model.pipo import PipoForCausalLM
@@ -25,9 +26,11 @@ def load_base(
 ) -> PreTrainedModel:
     """A Hugging Face causal LM, all of whose tensors are there. A GGUF file is dequantized. Raises `UsageError`."""
     path, kwargs = _resolve(source)
-    if kwargs:
-        kwargs["quantization_config"] = GgufConfig(dequantize=True)
     try:
+        if kwargs:
+            kwargs["config"] = AutoConfig.from_pretrained(path, **kwargs)
+            restore_scaling(kwargs["config"], source)
+            kwargs["quantization_config"] = GgufConfig(dequantize=True)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
