@@ -62,11 +62,11 @@ def compare(case: str, length: int) -> dict[str, float]:
         (warm @ warm).sum().backward()
         peak = watch_peak()
         trainer = PairTrainer(
-            model=student(how, args.seed),
+            model=student(how, args),
             args=args,
             train_dataset=[{"input_ids": ids, "labels": ids}] * STEPS,
             data_collator=Collator(0),
-            loss=how.loss,
+            recipe=how,
             pad=0,
         )
         trainer.train()
@@ -75,7 +75,7 @@ def compare(case: str, length: int) -> dict[str, float]:
 
 def in_new_process(case: str, length: int) -> dict[str, float]:
     """`compare` in a process of its own, so that peaks do not hide each other."""
-    run = [sys.executable, "-m", "runs.training_estimate", "--measure", "--case", case, "--length", str(length)]
+    run = [sys.executable, __file__, "--measure", "--case", case, "--length", str(length)]
     done = subprocess.run(run, check=True, capture_output=True, text=True, env=os.environ | GIVEN_BACK)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -71,7 +71,7 @@ def allowed(reference: float, train_head: bool) -> float:
 def in_new_process(length: int, losses: bool, train_head: bool = False) -> float:
     """`measure` in a process of its own, so that peaks do not hide each other."""
     flags = ["--length", str(length), *(["--losses"] if losses else []), *(["--train-head"] if train_head else [])]
-    run = [sys.executable, "-m", "runs.training_memory", "--measure", *flags]
+    run = [sys.executable, __file__, "--measure", *flags]
     return float(json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)["bytes"])
 
 

@@ -10,41 +10,69 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedModel
 
+from pipo.convert.gguf_rope import restore_scaling
 from pipo.errors import UsageError, first_line
+from pipo.model.loading import check_loading
 from pipo.model.pipo import PipoForCausalLM
 
 log = logging.getLogger("pipo")
+
+DRAWN = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typical_p": 1.0}
+"""Options that mean something only where tokens are drawn, with the values that switch them off."""
 
 
 def load_base(
     source: str, *, dtype: str | torch.dtype = "auto", attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """A Hugging Face causal LM. A GGUF file is dequantized. Raises `UsageError`."""
+    """A Hugging Face causal LM, all of whose tensors are there. A GGUF file is dequantized. Raises `UsageError`."""
     path, kwargs = _resolve(source)
-    if kwargs:
-        kwargs["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attn_implementation, **kwargs
+        if kwargs:
+            kwargs["config"] = AutoConfig.from_pretrained(path, **kwargs)
+            restore_scaling(kwargs["config"], source)
+            kwargs["quantization_config"] = GgufConfig(dequantize=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
+            **kwargs,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
             "model", f"cannot load {source} ({first_line(error)})", "name a folder, hub id or GGUF file"
         ) from error
+    check_loading(source, info)
     if kwargs:
         _forget_gguf(model)
+    mend_generation_config(source, model.generation_config)
     return model
+
+
+def mend_generation_config(source: str, config: GenerationConfig) -> None:
+    """Make it one that transformers saves: options of drawing mean that tokens are drawn. Raises `UsageError`."""
+    options = {name: value for name, value in DRAWN.items() if getattr(config, name, None) not in (None, value)}
+    if options and not config.do_sample:
+        config.do_sample = True
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        problem = f"its generation_config.json cannot be saved ({first_line(error)})"
+        raise UsageError(source, problem, "correct that file") from error
 
 
 def load_model(source: str, *, dtype: str | torch.dtype = "auto") -> Any:
     """A PIPO model or an uncompressed one, whichever the folder holds. Raises `UsageError`."""
     if not source.endswith(".gguf") and _model_type(source) == "pipo":
         try:
-            return PipoForCausalLM.from_pretrained(source, dtype=dtype)
+            model = PipoForCausalLM.from_pretrained(source, dtype=dtype)
         except (OSError, ValueError, SafetensorError) as error:
             raise UsageError(
                 "model", f"cannot load {source} ({first_line(error)})", "save or download it again"
             ) from error
+        mend_generation_config(source, model.generation_config)
+        return model
     return load_base(source, dtype=dtype)
 
 

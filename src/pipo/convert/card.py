@@ -10,9 +10,7 @@ from pipo.runtime.provenance import write_text
 
 CARD = """---
 library_name: pipo
-base_model: {base}
-license: {license}
-tags: [pipo, multi-token-prediction]
+{known}tags: [pipo, multi-token-prediction]
 ---
 # {title}
 
@@ -36,6 +34,8 @@ KINDS = {
 }
 
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LICENSE_ID = re.compile(r"[a-z0-9.+-]+")
 THRESHOLD = re.compile(r"(?m)^\| confidence threshold \|.*\|$")
 
 
@@ -50,14 +50,26 @@ def state_threshold(folder: Path, threshold: float) -> None:
 def write_card(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     """README.md in the model's folder. What is not among `facts` is "not measured" or "unknown"."""
     pipo = model.config.model_type == "pipo"
+    base = facts.get("base") or getattr(model.config, "base_model", None)
     text = CARD.format(
-        title=folder.name,
+        title=facts.get("title", folder.name),
+        known=_known(facts, base),
         kind=KINDS[pipo],
-        base=facts.get("base") or getattr(model.config, "base_model", None) or "unknown",
+        base=base or "unknown",
         license=facts.get("license", "the base model's"),
         data=", ".join(facts["data"]) if facts.get("data") else "none: converted, not trained",
         threshold=getattr(model.generation_config, "confidence_threshold", "not set (0.95)") if pipo else "none",
         accuracy=facts.get("accuracy", "not measured"),
         speed=facts.get("speed", "not measured"),
     )
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
+
+
+def _known(facts: dict[str, Any], base: str | None) -> str:
+    """Lines of the front matter that the hub accepts: a hub id as the base model, a licence by its identifier."""
+    lines = ""
+    if base is not None and HUB_ID.fullmatch(base) and not Path(base).exists():
+        lines += f"base_model: {base}\n"
+    if LICENSE_ID.fullmatch(facts.get("license", "")):
+        lines += f"license: {facts['license']}\n"
+    return lines

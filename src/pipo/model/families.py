@@ -62,7 +62,7 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def native_mtp(source: str | None, config: PreTrainedConfig) -> dict[str, Tensor] | None:
     """The checkpoint's trained MTP head under our names, None where the family or the checkpoint has none."""
-    if not source or not HAS_MTP[config.model_type]:
+    if not source or Path(source).is_file() or not HAS_MTP[config.model_type]:  # a file: GGUF
         return None
     tensors = checkpoint_tensors(source, NATIVE_MTP)
     return {mtp_name(name.removeprefix(NATIVE_MTP)): tensor for name, tensor in tensors} or None

@@ -28,7 +28,11 @@ def norm_like(backbone: Any) -> Callable[[int], nn.Module]:
 def head_of(backbone: Any) -> MtpHead:
     """A new head for a transformers backbone, of its own classes."""
     config = mtp_config(backbone.config)
-    return MtpHead(config, type(backbone)(config), norm_like(backbone))
+    without_words = copy.deepcopy(config)  # the head has no embedding of its own
+    without_words.vocab_size, without_words.pad_token_id = 1, None
+    decoder = type(backbone)(without_words)
+    decoder.config.vocab_size = config.vocab_size
+    return MtpHead(config, decoder, norm_like(backbone))
 
 
 class MtpHead(nn.Module):

@@ -16,6 +16,7 @@ from pipo.errors import UsageError
 from pipo.model.compressor import Compressor
 from pipo.model.confidence import ConfidenceHead, draw_drafts, token_log_probs
 from pipo.model.config import PipoConfig
+from pipo.model.loading import check_loading
 from pipo.model.losses import LossFn, chunked_head_loss, confidence_bce, cross_entropy
 from pipo.model.mtp import head_of, norm_like
 from pipo.model.packed import packed_inputs
@@ -257,15 +258,7 @@ class PipoForCausalLM(PreTrainedModel, GenerationMixin):
         """As transformers', but a folder with missing, unknown or misshapen tensors is refused with their names."""
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            names = sorted(str(key) for key in info[kind])
-            if names:
-                listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-                raise UsageError(
-                    str(pretrained_model_name_or_path),
-                    f"{kind.replace('_keys', '')} tensors {listed}",
-                    "save the model again",
-                )
+        check_loading(str(pretrained_model_name_or_path), info, "save the model again")
         if model.draft_ids is not None and not model.draft_ids.is_meta:
             check_ids(model.draft_ids, model.config.vocab_size, model.config.pad_token_id)
         return (model, info) if wants_info else model

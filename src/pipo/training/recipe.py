@@ -76,6 +76,10 @@ class Recipe(Section):
 
     model: str
     output: str
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="precision of frozen weights and teacher; auto: the checkpoint's with trainer.bf16, else float32",
+    )
     attention: str = Field(
         default="sdpa", description="transformers' attn_implementation: sdpa, eager, flash_attention_2, ..."
     )

@@ -26,6 +26,7 @@ from pipo.errors import UsageError, first_line
 from pipo.model.families import LORA_TARGETS, has_trained_mtp, text_config
 from pipo.model.mtp_base import DraftedBase, grown_mtp, load_mtp, save_mtp
 from pipo.training.checkpoint import last_checkpoint, whole_model
+from pipo.training.precision import checkpoint_dtype, frozen_dtype, train_in_float32
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
 from pipo.training.teacher import check_same_tokens
 from pipo.training.trainer import PairTrainer, StepTrainer, draft_counts, next_token_counts
@@ -68,10 +69,21 @@ def train_arguments(recipe: SftRecipe | DistillRecipe) -> TrainingArguments:
         args = TrainingArguments(output_dir=recipe.output, **{**defaults, **recipe.trainer, **FIXED})
     except (TypeError, ValueError) as error:
         raise UsageError("trainer", str(error).splitlines()[0], "see transformers.TrainingArguments") from error
+    check_processes(args)
     check_strategy(args)
     if args.use_cpu and args.bf16:
         warn_slow_bfloat16("trainer.bf16")
     return args
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """One process a GPU: transformers would cut a batch to pieces, whose losses are not normalised together."""
+    if args.world_size == 1 and args.n_gpu > 1:
+        raise UsageError(
+            "trainer",
+            f"one process sees {args.n_gpu} GPUs",
+            f"start `accelerate launch --num_processes {args.n_gpu} -m pipo_cli ...`, or set CUDA_VISIBLE_DEVICES=0",
+        )
 
 
 def check_strategy(args: TrainingArguments) -> None:
@@ -123,18 +135,20 @@ def sft(recipe: SftRecipe, *, resume: bool = False) -> None:
     make = {"pipo": pair_trainer, "regular": regular_trainer, "mtp": mtp_trainer}[recipe.objective]
     trainer = make(recipe, args, tokenizer)
     trainer.run(checkpoint)
-    save(trainer, tokenizer, recipe, lambda: student(recipe, args.seed))
+    save(trainer, tokenizer, recipe, lambda: student(recipe, args))
 
 
-def student(recipe: SftRecipe | DistillRecipe, seed: int) -> Any:
-    """The model that a recipe starts from, in float32, with its adapters; `seed` decides new ones."""
-    set_seed(seed)
+def student(recipe: SftRecipe | DistillRecipe, args: TrainingArguments) -> Any:
+    """The model that a recipe starts from, with its adapters: float32 what is trained, `frozen_dtype` what is not."""
+    set_seed(args.seed)
     if isinstance(recipe, SftRecipe) and recipe.objective == "mtp":
-        return load_drafted(recipe)
+        return load_drafted(recipe, frozen_dtype(recipe, args))
     regular = isinstance(recipe, SftRecipe) and recipe.objective == "regular"
-    model, full = (load_control(recipe), []) if regular else (load_student(recipe), NEW_MODULES)
+    dtype = torch.float32 if recipe.lora is None else frozen_dtype(recipe, args)
+    model, full = (load_control(recipe, dtype), []) if regular else (load_student(recipe, dtype), NEW_MODULES)
     if recipe.lora is not None:
         model = add_lora(model, recipe.lora, full if recipe.lora.full is None else recipe.lora.full)
+        train_in_float32(model)
     if isinstance(recipe, SftRecipe) and recipe.compile:
         compile_layers(model)
     return model
@@ -149,43 +163,43 @@ def compile_layers(model: nn.Module) -> None:
             module.compile(dynamic=True)
 
 
-def load_control(recipe: SftRecipe | DistillRecipe) -> Any:
+def load_control(recipe: SftRecipe | DistillRecipe, dtype: torch.dtype) -> Any:
     """The uncompressed model, with a loss that never holds the logits of a whole batch."""
     from pipo.training.regular import use_chunked_loss
 
-    return use_chunked_loss(plain_base(recipe))
+    return use_chunked_loss(plain_base(recipe, dtype))
 
 
-def load_drafted(recipe: SftRecipe) -> DraftedBase:
+def load_drafted(recipe: SftRecipe, dtype: torch.dtype) -> DraftedBase:
     """The MTP head of an uncompressed base that stays as it is: its trained one, or a new one grown from it."""
-    base = plain_base(recipe).eval().requires_grad_(False)
+    base = plain_base(recipe, dtype).eval().requires_grad_(False)
     source = resolve(recipe.model)
     head = load_mtp(base, source) if has_trained_mtp(source, text_config(base.config)) else grown_mtp(base)
-    return DraftedBase(base, head)
+    return DraftedBase(base, head.float())
 
 
-def plain_base(recipe: SftRecipe | DistillRecipe) -> Any:
-    """The uncompressed model that a recipe starts from, in float32."""
-    return load_base(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
+def plain_base(recipe: SftRecipe | DistillRecipe, dtype: torch.dtype) -> Any:
+    """The uncompressed model that a recipe starts from."""
+    return load_base(resolve(recipe.model), dtype=dtype, attn_implementation=recipe.attention)
 
 
-def load_student(recipe: SftRecipe | DistillRecipe) -> Any:
+def load_student(recipe: SftRecipe | DistillRecipe, dtype: torch.dtype) -> Any:
     """The PIPO model."""
     from pipo import PipoForCausalLM
 
-    return PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype="float32", attn_implementation=recipe.attention)
+    return PipoForCausalLM.from_pretrained(resolve(recipe.model), dtype=dtype, attn_implementation=recipe.attention)
 
 
 def regular_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """The uncompressed control: same data, order and masking."""
-    return token_trainer(student(recipe, args.seed), recipe, args, tokenizer, next_token_counts, unpredicted=1)
+    return token_trainer(student(recipe, args), recipe, args, tokenizer, next_token_counts, unpredicted=1)
 
 
 def mtp_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> StepTrainer:
     """The MTP head of an uncompressed base."""
     if is_fsdp_enabled():
         raise UsageError("objective", "mtp trains one layer, which FSDP does not shard", "train it without FSDP")
-    model = student(recipe, args.seed)
+    model = student(recipe, args)
     model.base.to(args.device)
     return token_trainer(model, recipe, args, tokenizer, draft_counts, unpredicted=2)
 
@@ -213,7 +227,7 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
     """PIPO-SFT (paper sec. 3.2)."""
     if recipe.loss.teacher is not None:
         check_same_tokens(tokenizer, load_tokenizer(resolve(recipe.loss.teacher)), "loss.teacher")
-    model = student(recipe, args.seed)
+    model = student(recipe, args)
     pad = model.config.pad_token_id
     noise = (model.get_base_model() if recipe.lora else model).judges_drafts
 
@@ -234,7 +248,7 @@ def pair_trainer(recipe: SftRecipe, args: TrainingArguments, tokenizer: Any) -> 
         train_dataset=pairs(recipe.data.train),
         eval_dataset=pairs(recipe.data.eval) if recipe.data.eval else None,
         data_collator=collator(recipe, pad, unpredicted=2),
-        loss=recipe.loss,
+        recipe=recipe,
         pad=pad,
     )
 
@@ -270,8 +284,9 @@ def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe
         model.save_pretrained(Path(recipe.output) / "adapter")
         model = model.merge_and_unload()
     model.__dict__.pop("forward", None)
+    model.to(dtype := checkpoint_dtype(recipe.model))
     facts = {"base": recipe.model, "data": recipe.data.train, "recipe": recipe.model_dump()}
-    plain = model.base if isinstance(model, DraftedBase) else model
+    plain = model.base.to(dtype) if isinstance(model, DraftedBase) else model
     save_model(plain, tokenizer, Path(recipe.output), seeds=[trainer.args.seed], **facts)
     if isinstance(model, DraftedBase):
         save_mtp(model.mtp, Path(recipe.output))

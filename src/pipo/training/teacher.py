@@ -71,9 +71,18 @@ class Teacher:
         self.backbone, self.head, self.compare, self.pad = backbone, head, compare, pad
 
     @classmethod
-    def load(cls, source: str, compare: Compare, pad: int, device: torch.device | str) -> Teacher:
-        """`source`: folder, hub id, or `demo-base`. In float32."""
-        model: Any = load_base(resolve(source), dtype="float32").eval().requires_grad_(False).to(device)
+    def load(
+        cls,
+        source: str,
+        compare: Compare,
+        pad: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        attention: str = "sdpa",
+    ) -> Teacher:
+        """`source`: folder, hub id, or `demo-base`."""
+        model: Any = load_base(resolve(source), dtype=dtype, attn_implementation=attention)
+        model = model.eval().requires_grad_(False).to(device)
         return cls.of(model, compare, pad)
 
     @classmethod

@@ -14,7 +14,8 @@ from pipo.data.sampler import EvenSampler, Filled, LengthBlockSampler, ShuffleSa
 from pipo.model.mtp_base import draft_targets
 from pipo.pairing import IGNORE, token1_targets, token2_targets
 from pipo.training.divergence import soft_labels
-from pipo.training.recipe import Loss, Weights
+from pipo.training.precision import frozen_dtype
+from pipo.training.recipe import SftRecipe, Weights
 from pipo.training.teacher import Teacher, TeacherStates
 
 
@@ -144,11 +145,14 @@ class StepTrainer(Trainer):
 class PairTrainer(StepTrainer):
     """PIPO's three losses with their weights, and a teacher's distributions where the recipe names a teacher."""
 
-    def __init__(self, *args: Any, loss: Loss, pad: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recipe: SftRecipe, pad: int, **kwargs: Any) -> None:
         super().__init__(*args, count=pair_target_counts, **kwargs)
-        self.weights = loss
-        compare = partial(soft_labels, weight=loss.teacher_weight)
-        self.teacher = Teacher.load(loss.teacher, compare, pad, self.args.device) if loss.teacher else None
+        self.weights = loss = recipe.loss
+        self.teacher: Teacher | None = None
+        if loss.teacher is not None:
+            compare = partial(soft_labels, weight=loss.teacher_weight)
+            dtype = frozen_dtype(recipe, self.args)
+            self.teacher = Teacher.load(loss.teacher, compare, pad, self.args.device, dtype, recipe.attention)
 
     def forward(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None) -> Any:
         teacher = self.taught(self.teacher, inputs) if self.teacher is not None and model.training else None

@@ -184,7 +184,8 @@ def test_a_checkpoint_that_a_kill_tore_is_passed_over(tmp_path):
     for step, state in ((2, "{}"), (10, "{}"), (12, '{"global')):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-        (tmp_path / f"checkpoint-{step}" / "rng_state.pth").touch()
+        for name in ("model.safetensors", "optimizer.pt"):
+            (tmp_path / f"checkpoint-{step}" / name).touch()
     (tmp_path / "checkpoint-14").mkdir()
     assert last_checkpoint(str(tmp_path), resume=True) == str(tmp_path / "checkpoint-10")
     with pytest.raises(UsageError, match="--resume"):

@@ -26,6 +26,7 @@ from pipo.tasks.repetition import repeats
 from pipo.training import divergence
 from pipo.training.checkpoint import last_checkpoint
 from pipo.training.distill.rollout import lay_out_answer, roll_out
+from pipo.training.precision import frozen_dtype
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
 from pipo.training.sft import note_problems, save, student, train_arguments
 from pipo.training.teacher import Teacher, check_same_tokens
@@ -42,7 +43,7 @@ def distill(recipe: DistillRecipe, *, resume: bool = False) -> None:
     if recipe.rollout.engine == "vllm" and args.world_size > 1:
         raise UsageError("rollout.engine", f"vllm with {args.world_size} ranks is not supported", "use one, or local")
     tokenizer, prompts = prepare(recipe)
-    build = partial(student, recipe, args.seed)
+    build = partial(student, recipe, args)
     trainer = DistillTrainer(args=args, recipe=recipe, tokenizer=tokenizer, train_dataset=prompts, build=build)
     try:
         trainer.run(checkpoint)
@@ -127,7 +128,9 @@ class DistillTrainer(StepTrainer):
         self.teacher = (
             Teacher.with_adapter_off(self.reader, compare, pad)
             if recipe.teacher is None
-            else Teacher.load(recipe.teacher, compare, pad, self.args.device)
+            else Teacher.load(
+                recipe.teacher, compare, pad, self.args.device, frozen_dtype(recipe, self.args), recipe.attention
+            )
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -171,7 +174,8 @@ class DistillTrainer(StepTrainer):
             answers = self.served.roll_out(prompts, seed, first)
         else:
             student = self.reader.get_base_model() if self.recipe.lora else self.reader
-            answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed, first)
+            with self.accelerator.autocast():  # in the precision that is trained and served
+                answers = roll_out(student, self.tokenizer, prompts, self.recipe.rollout, seed, first)
         self.note(answers)
         layouts = [lay_out_answer(answer, self.tokenizer.pad_token_id) for answer in answers]
         batch = self.collate([{"input_ids": layout.ids, "labels": layout.labels} for layout in layouts])

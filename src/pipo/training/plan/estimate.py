@@ -19,6 +19,7 @@ from pipo.model.mtp_base import DraftedBase, new_mtp
 from pipo.training.distill.run import compare_by, prepare
 from pipo.training.divergence import Compare, soft_labels
 from pipo.training.plan.simulate import StepMemory, stand_in, step_memory
+from pipo.training.precision import frozen_dtype, train_in_float32
 from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
 from pipo.training.regular import use_chunked_loss
 from pipo.training.sft import NEW_MODULES, add_lora, chats, train_arguments
@@ -28,7 +29,7 @@ GB = 1e9
 
 
 def estimate(recipe: SftRecipe | DistillRecipe) -> dict[str, Any]:
-    """Examples, steps, and gigabytes of one process (float32 weights, Adam). Raises `UsageError` as training would.
+    """Examples, steps, and gigabytes of one process. Raises `UsageError` as training would.
 
     Memory is that of the longest batch; a rollout's answers are taken to be as long as they may be, every draft
     rejected. The rollout's cache and a step's activations are not there at the same time. What ranks keep to exchange
@@ -44,6 +45,7 @@ def estimate(recipe: SftRecipe | DistillRecipe) -> dict[str, Any]:
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     memory = measure(recipe, args, data)
     taught_by = 0 if source is None else size(source)
+    held = frozen_dtype(recipe, args).itemsize
     return {
         **of_kind,
         "left_out": len(data.problems),
@@ -56,8 +58,8 @@ def estimate(recipe: SftRecipe | DistillRecipe) -> dict[str, Any]:
         "parameters": memory.parameters,
         "trained_parameters": memory.trained,
         "teacher_parameters": taught_by,
-        "weights_gb": memory.weights / GB - 4 * taught_by / GB,
-        "teacher_weights_gb": 4 * taught_by / GB,
+        "weights_gb": (memory.weights - held * taught_by) / GB,
+        "teacher_weights_gb": held * taught_by / GB,
         "adam_gb": memory.adam / GB,
         "gradients_activations_logits_gb": memory.step / GB,
         "peak_gb": memory.total / GB,
@@ -68,7 +70,7 @@ def estimate(recipe: SftRecipe | DistillRecipe) -> dict[str, Any]:
 def rollout_cache(recipe: DistillRecipe, args: TrainingArguments, prompts: Any) -> float:
     """Bytes of the caches of a batch that is answered."""
     config = AutoConfig.from_pretrained(resolve(recipe.model)).get_text_config()
-    _, kv_bytes = kv_bytes_per_token(config, torch.float32)
+    _, kv_bytes = kv_bytes_per_token(config, torch.bfloat16 if args.bf16 else torch.float32)
     pairs = math.ceil(max(prompts.lengths) / 2) + recipe.rollout.max_new_tokens
     return args.per_device_train_batch_size * pairs * 2 * kv_bytes
 
@@ -85,8 +87,8 @@ def measure(recipe: SftRecipe | DistillRecipe, args: TrainingArguments, data: An
     packing = isinstance(recipe, SftRecipe) and recipe.data.packing
     rows, row = (1, rows * row) if packing else (rows, row)
     return step_memory(
-        partial(student, recipe),
-        partial(teacher, recipe),
+        partial(student, recipe, args),
+        partial(teacher, recipe, args),
         rows,
         row + -row % recipe.pad_to_multiple_of,
         attention=recipe.attention,
@@ -108,10 +110,11 @@ def longest_row(recipe: SftRecipe | DistillRecipe, data: Any) -> int:
     return len(laid.ids)
 
 
-def student(recipe: SftRecipe | DistillRecipe) -> Any:
+def student(recipe: SftRecipe | DistillRecipe, args: TrainingArguments) -> Any:
     """The model that is trained, with its adapters, made from its config."""
-    model, lora = skeleton(recipe.model), recipe.lora
-    if isinstance(recipe, SftRecipe) and recipe.objective == "mtp":
+    lora, mtp = recipe.lora, isinstance(recipe, SftRecipe) and recipe.objective == "mtp"
+    model = skeleton(recipe.model, frozen_dtype(recipe, args) if lora is not None or mtp else torch.float32)
+    if mtp:
         return Counted(model.eval().requires_grad_(False))
     pipo = model.config.model_type == "pipo"
     if not pipo:
@@ -120,6 +123,7 @@ def student(recipe: SftRecipe | DistillRecipe) -> Any:
         if lora.adapter is not None:
             lora = adapter_shape(lora.adapter)
         model = add_lora(model, lora, lora.full if lora.full is not None else NEW_MODULES if pipo else [])
+        train_in_float32(model)
     return model
 
 
@@ -127,7 +131,7 @@ class Counted(DraftedBase):
     """An uncompressed base with an MTP head, the base among its modules."""
 
     def __init__(self, base: Any) -> None:
-        super().__init__(base, new_mtp(base))
+        super().__init__(base, new_mtp(base).float())
         self.counted = base
 
     def set_attn_implementation(self, name: str) -> None:
@@ -135,12 +139,12 @@ class Counted(DraftedBase):
             decoder.set_attn_implementation(name)
 
 
-def skeleton(source: str) -> Any:
-    """A model in float32, made from its config."""
+def skeleton(source: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A model made from its config."""
     import pipo  # noqa: F401 - registers the model type
 
     config = AutoConfig.from_pretrained(resolve(source))
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def adapter_shape(source: str) -> Lora:
@@ -149,7 +153,7 @@ def adapter_shape(source: str) -> Lora:
     return Lora(rank=config["r"], targets=config["target_modules"], full=config["modules_to_save"] or [])
 
 
-def teacher(recipe: SftRecipe | DistillRecipe, model: Any) -> Teacher | None:
+def teacher(recipe: SftRecipe | DistillRecipe, args: TrainingArguments, model: Any) -> Teacher | None:
     """Who teaches `model`, None where nobody does."""
     compare: Compare
     if isinstance(recipe, SftRecipe):
@@ -160,6 +164,6 @@ def teacher(recipe: SftRecipe | DistillRecipe, model: Any) -> Teacher | None:
         source, compare = recipe.teacher, compare_by(recipe.divergence)
         if source is None:
             return Teacher.with_adapter_off(model, compare, model.config.pad_token_id)
-    frozen = skeleton(source).eval().requires_grad_(False)
+    frozen = skeleton(source, frozen_dtype(recipe, args)).eval().requires_grad_(False)
     frozen.set_attn_implementation(stand_in(recipe.attention, False))
     return Teacher.of(frozen, compare, model.config.pad_token_id)
