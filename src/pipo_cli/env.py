@@ -12,7 +12,11 @@ import typer
 from pipo_cli.options import JsonOption
 
 PACKAGES = {"pipo": "pipo-lm"} | {
-    name: name for name in ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "vllm")
+    name: name
+    for name in (
+        *("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "vllm", "deepspeed"),
+        *("flash-attn", "flash-linear-attention", "causal-conv1d"),
+    )
 }
 
 

@@ -191,3 +191,19 @@ def test_a_packed_run_is_the_padded_run(tiny_llama, tiny_pipo, tmp_path, objecti
         state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
         curves.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
     assert len(curves[0]) == 4 and curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_recurrent_kernels_are_told_where_examples_begin(monkeypatch):
+    """On a GPU with them, examples are read in one call; elsewhere one by one."""
+    from pipo.model import packed
+
+    decoder = tiny.base("qwen3_5").get_decoder()
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0]])
+    assert "seq_idx" not in packed.packed_inputs(decoder, positions)
+    monkeypatch.setattr(packed, "missing_kernels", list)
+    monkeypatch.setattr(packed, "on_gpu", lambda tensor: True)
+    fresh = tiny.base("qwen3_5").get_decoder()
+    places = packed.packed_inputs(fresh, positions)
+    assert places["seq_idx"].tolist() == [[0, 0, 0, 1, 1, 2]] and places["cu_seq_lens_q"].tolist() == [0, 3, 5, 6]
+    assert not any("forward" in module.__dict__ for module in fresh.modules())
+    assert "seq_idx" not in packed.packed_inputs(tiny.base("llama").get_decoder(), positions)

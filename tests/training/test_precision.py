@@ -147,3 +147,10 @@ def test_the_estimate_counts_the_precision_that_training_has(folders, tmp_path):
         made = student(recipe, train_arguments(recipe))
         held = sum(p.numel() * p.element_size() for p in made.parameters())
         assert plan["weights_gb"] * 1e9 == pytest.approx(held, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "backbone.embed_tokens"])
+def test_adapters_do_not_part_a_tied_head_from_its_embeddings(name, folders, tmp_path):
+    recipe = sft_recipe(folders, tmp_path / "out", lora=LORA | {"full": [name]})
+    with pytest.raises(UsageError, match=r"^lora\.full: "):
+        student(recipe, train_arguments(recipe))

@@ -44,3 +44,8 @@ def test_the_papers_values(size):
     assert (sft.lora.rank, sft.lora.alpha, sft.lora.dropout) == (64, 128, 0.05)
     assert sft.data.max_length == distill.rollout.max_new_tokens == 65535
     assert distill.model == sft.model and distill.lora.adapter == f"{sft.output}/adapter"
+
+
+def test_attention_that_cannot_be_used_is_refused_by_name():
+    with pytest.raises(ValueError, match="flex_attention is not supported"):
+        SftRecipe(model="x", output="y", data={"train": ["z"]}, attention="flex_attention")

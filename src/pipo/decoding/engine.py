@@ -19,6 +19,7 @@ from pipo.decoding.options import Sampling
 from pipo.decoding.reader import left_pad
 from pipo.errors import UsageError
 from pipo.model import mtp_base
+from pipo.model.families import warn_slow_layers
 from pipo.model.mtp import MtpHead
 from pipo.model.mtp_base import load_mtp
 from pipo.pairing import Slot
@@ -91,6 +92,7 @@ class LocalEngine:
             raise UsageError(
                 "tokenizer", f"{len(tokenizer)} tokens, the model has {rows}", "use the model's own tokenizer"
             )
+        warn_slow_layers(model, device)
         return cls(model.to(device), tokenizer, path)
 
     @cached_property

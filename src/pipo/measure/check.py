@@ -105,16 +105,16 @@ def _compare(model: Any, prompt: Sequence[int], completion: Completion) -> tuple
     drafts = [IGNORE if slot.draft is None else slot.draft for slot in completion.slots]
     known = torch.tensor([[IGNORE] * (len(even) // 2 - 1) + drafts], device=model.device)
     out = model(input_ids=ids, drafts=known, return_logits=True)
-    start = len(even) // 2 - 1
+    start, tie = len(even) // 2 - 1, TIES.get(model.dtype, 0.3)
     logits1, logits2 = out.logits[0, start:-1].float(), restrict(out.mtp_logits[0, start:].float(), model.draft_ids)
     cached1, cached2 = _replay(model, prompt, ids[0, len(even) :].view(-1, 2))
     worst = max(_difference(logits1, cached1, pad), _difference(logits2, cached2, pad))
-    wrong = sum(_differs(logits1[i], slot.token1, pad) for i, slot in enumerate(completion.slots))
+    wrong = sum(_differs(logits1[i], slot.token1, pad, tie) for i, slot in enumerate(completion.slots))
     drafted = [(i, slot.draft) for i, slot in enumerate(completion.slots) if slot.draft not in (None, pad)]
-    wrong += sum(_differs(logits2[i], draft, pad) for i, draft in drafted if draft is not None)
+    wrong += sum(_differs(logits2[i], draft, pad, tie) for i, draft in drafted if draft is not None)
     confidence = torch.sigmoid(out.confidence_logits[0, start:].float()).tolist()
     wrong += sum(
-        abs(confidence[i] - slot.confidence) > TIES.get(logits1.dtype, 0.3)
+        abs(confidence[i] - slot.confidence) > tie
         for i, slot in enumerate(completion.slots)
         if slot.confidence is not None
     )
@@ -140,6 +140,6 @@ def _difference(a: Tensor, b: Tensor, pad: int) -> float:
     return float(delta.max())
 
 
-def _differs(logits: Tensor, token: int, pad: int) -> bool:
+def _differs(logits: Tensor, token: int, pad: int, tie: float) -> bool:
     logits = logits.index_fill(0, torch.tensor([pad], device=logits.device), float("-inf"))
-    return bool(logits.max() - logits[token] > TIES.get(logits.dtype, 0.3))
+    return bool(logits.max() - logits[token] > tie)

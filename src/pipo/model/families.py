@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from pipo.errors import UsageError, first_line
+
+log = logging.getLogger("pipo")
 
 NATIVE_MTP = "mtp."
 """Prefix of a checkpoint's own MTP tensors."""
@@ -42,6 +46,29 @@ LORA_TARGETS = {
 
 RECURRENT = ("Qwen3_5GatedDeltaNet",)
 """Classes of layers that carry a state from one position to the next."""
+
+RECURRENT_KERNELS = {"fla": "flash-linear-attention", "causal_conv1d": "causal-conv1d"}
+"""Modules that transformers takes fast kernels of these layers from -> their distributions (extra `qwen`)."""
+
+
+def is_recurrent(model: Any) -> bool:
+    """Whether some of its layers carry a state."""
+    return any(type(module).__name__ in RECURRENT for module in model.modules())
+
+
+def missing_kernels() -> list[str]:
+    """Distributions without which recurrent layers run on a readable reference that is many times slower on a GPU."""
+    return [name for module, name in RECURRENT_KERNELS.items() if find_spec(module) is None]
+
+
+def warn_slow_layers(model: Any, device: torch.device | str) -> None:
+    """Say so where they will be slow: on a GPU, without their kernels."""
+    missing = missing_kernels() if torch.device(device).type == "cuda" and is_recurrent(model) else []
+    if missing:
+        log.warning(
+            "%s not installed: the recurrent layers run on a slow reference; install the extra `qwen`",
+            " and ".join(missing),
+        )
 
 
 def load_config(field: str, path: str) -> Any:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pipo.errors import UsageError
-from pipo.model.families import RECURRENT
+from pipo.model.families import RECURRENT, is_recurrent, missing_kernels
 
 
 def packed_inputs(decoder: Any, positions: Tensor) -> dict[str, Any]:  # [1, L], each example from 0
-    """What `decoder` takes beside its inputs. transformers masks attention by the positions (sdpa, eager, flex) or by
+    """What `decoder` takes beside its inputs. transformers masks attention by the positions (sdpa, eager) or by
     the examples' ends (flash); layers with a recurrent state read example by example. Raises `UsageError`.
     """
     if positions.shape[0] != 1:
@@ -21,8 +21,12 @@ def packed_inputs(decoder: Any, positions: Tensor) -> dict[str, Any]:  # [1, L],
     starts = (positions[0] == 0).nonzero()[:, 0]
     ends = torch.cat([starts, starts.new_tensor([positions.shape[1]])]).int()
     longest = int(ends.diff().max())
-    separate_examples(decoder)
-    return {
+    more = {}
+    if missing_kernels() or not on_gpu(positions):
+        separate_examples(decoder)
+    elif is_recurrent(decoder):  # which example a position is of, for their convolution
+        more["seq_idx"] = ((positions == 0).cumsum(-1) - 1).int()
+    return more | {
         "position_ids": positions,
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
@@ -32,7 +36,7 @@ def packed_inputs(decoder: Any, positions: Tensor) -> dict[str, Any]:  # [1, L],
 
 
 def separate_examples(decoder: Any) -> None:
-    """Let layers with a recurrent state start anew with every example. Kernels that could are not always there."""
+    """Let layers with a recurrent state start anew with every example, where kernels that could are not there."""
     for module in decoder.modules():
         if type(module).__name__ in RECURRENT and "forward" not in module.__dict__:
             module.forward = partial(_one_by_one, module)
@@ -46,3 +50,8 @@ def _one_by_one(
         return forward(hidden_states, **kwargs)
     parts = hidden_states.split(cu_seq_lens_q.diff().tolist(), dim=1)
     return torch.cat([forward(part, **kwargs) for part in parts], dim=1)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Where the recurrent layers' kernels run."""
+    return tensor.device.type == "cuda"

@@ -11,7 +11,7 @@ from pipo.data.layout import Pads
 from pipo.decoding.options import Sampling
 from pipo.runtime.recipe import Section, nearest
 
-KEEPS_APART = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
+KEEPS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """Attention that transformers masks between the examples of a packed row."""
 
 
@@ -88,6 +88,13 @@ class Recipe(Section):
     )
     lora: Lora | None = None
     trainer: dict[str, Any] = Field(default={}, description="any field of transformers.TrainingArguments")
+
+    @field_validator("attention")
+    @classmethod
+    def _supported(cls, value: str) -> str:
+        if value == "flex_attention":
+            raise ValueError("flex_attention is not supported by PIPO models; use sdpa or flash_attention_2")
+        return value
 
     @field_validator("trainer")
     @classmethod

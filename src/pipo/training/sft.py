@@ -23,7 +23,7 @@ from pipo.data.batch import Collator
 from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
 from pipo.data.packing import Packer
 from pipo.errors import UsageError, first_line
-from pipo.model.families import LORA_TARGETS, has_trained_mtp, text_config
+from pipo.model.families import LORA_TARGETS, has_trained_mtp, text_config, warn_slow_layers
 from pipo.model.mtp_base import DraftedBase, grown_mtp, load_mtp, save_mtp
 from pipo.training.checkpoint import last_checkpoint, whole_model
 from pipo.training.precision import checkpoint_dtype, frozen_dtype, train_in_float32
@@ -113,6 +113,10 @@ def add_lora(model: PreTrainedModel, lora: Lora, full: list[str]) -> Any:
                 "lora.adapter", f"{folder} lacks {error}", "start from the model that it was trained on"
             ) from error
     assert lora.rank is not None
+    untied = [name for name in full if name.split(".")[-1] in ("lm_head", "embed_tokens")]
+    if untied and text_config(model.config).tie_word_embeddings:
+        problem = f"{untied[0]} shares its weights with the other end of the model, and a copy would part them"
+        raise UsageError("lora.full", problem, "leave it out, or train the whole model without `lora`")
     alpha: Any = lora.alpha if lora.alpha is not None else 2 * lora.rank  # peft's annotation says int
     config = LoraConfig(
         r=lora.rank,
@@ -151,6 +155,7 @@ def student(recipe: SftRecipe | DistillRecipe, args: TrainingArguments) -> Any:
         train_in_float32(model)
     if isinstance(recipe, SftRecipe) and recipe.compile:
         compile_layers(model)
+    warn_slow_layers(model, args.device)
     return model
 
 
