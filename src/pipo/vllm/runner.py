@@ -62,6 +62,12 @@ class PairRunner(GPUModelRunner):
         self.pair_coins = {}
         count_visible_tokens(self.input_batch.logitsprocs, self.model.pad)
 
+    def calculate_reorder_batch_threshold(self) -> None:
+        """A builder's longest decode is in pairs; here it is compared with numbers of tokens."""
+        super().calculate_reorder_batch_threshold()
+        if self.reorder_batch_threshold is not None:
+            self.reorder_batch_threshold *= 2
+
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         if (num_scheduled_tokens % 2).any():
             raise RuntimeError(f"pairs are scheduled whole, not {scheduler_output.num_scheduled_tokens} tokens")
