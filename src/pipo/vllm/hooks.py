@@ -178,6 +178,7 @@ HOOKS = (
     ),
     Hook("vllm.v1.sample.sampler:Sampler.forward", "the sampler, twice a step", ("self", "logits")),
     Hook("vllm.forward_context:override_forward_context", "the MTP head in the same batch", ("forward_context",)),
+    Hook("vllm.utils.torch_utils:async_tensor_h2d", "copies that wait for nothing", ("data", "device", "dtype")),
     # the scheduler
     Hook(f"{SCHEDULER}.add_request", "an even prompt", ("self", "request")),
     Hook(
