@@ -137,7 +137,9 @@ def pair_impl(stock: Any) -> Any:
             self, layer: Any, query: Any, key: Any, value: Any, kv_cache: Any, attn_metadata: Any, *rest: Any, **kw: Any
         ) -> Any:
             if attn_metadata is not None and key is not None:
-                self.do_kv_cache_update(layer, key, value, kv_cache, attn_metadata.slot_mapping)
+                slots = attn_metadata.slot_mapping
+                rows = slice(len(slots))  # what only pads the batch has no slot
+                self.do_kv_cache_update(layer, key[rows], value[rows], kv_cache, slots)
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, *rest, **kw)
 
     return PairImpl
