@@ -8,7 +8,7 @@ from served import LENGTH, ask, draw, ids, reference, tokens
 from vllm.exceptions import VLLMValidationError
 
 from pipo.errors import UsageError
-from pipo.vllm import plugin
+from pipo.vllm import plugin, supported
 from pipo.vllm.hooks import HOOKS, Hook, moved
 
 
@@ -71,6 +71,10 @@ def test_pad_inside_a_prompt(llm):
         ({"enable_lora": True}, "enable_lora"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
         ({"max_num_batched_tokens": 1025}, "max_num_batched_tokens"),
+        ({"block_size": 32}, "block_size.*32 tokens are 16 pairs.*use 64 or a multiple"),
+        ({"block_size": 96}, "block_size"),
+        ({"compilation_config": {"cudagraph_mode": "FULL"}}, "cudagraph_mode"),
+        ({"data_parallel_size": 2, "hf_overrides": {"backbone_config": {"num_experts": 4}}}, "data_parallel_size"),
         ({"enable_prompt_embeds": True}, "enable_prompt_embeds"),
         ({"logits_processors": ["os:getcwd"]}, "logits_processors"),
         ({"runner": "pooling"}, "runner|pooling"),
@@ -132,7 +136,7 @@ def test_another_vllm_is_refused_with_the_version_to_install(folder, monkeypatch
     from vllm import EngineArgs
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    monkeypatch.setattr(plugin, "version", lambda _: "0.33.1")
+    monkeypatch.setattr(supported, "version", lambda _: "0.33.1")
     monkeypatch.setitem(MODELS_CONFIG_MAP, plugin.ARCHITECTURE, None)
     try:
         plugin.register()

@@ -46,6 +46,21 @@ HOOKS = (
     ),
     Hook("vllm.config.vllm:VllmConfig._get_v2_model_runner_unsupported_features", "the same", parameters=("self",)),
     Hook(
+        "vllm.config.vllm:VllmConfig._set_config_default",
+        "vLLM's default does not turn graphs on again",
+        mentions=("getattr(config_obj, key) is None",),
+    ),
+    Hook(
+        "vllm.config.compilation:CompilationConfig.resolve_cudagraph_mode_and_sizes",
+        "nor do attention backends",
+        mentions=("cudagraph_mode == CUDAGraphMode.NONE",),
+    ),
+    Hook(
+        "vllm.v1.attention.selector:get_attn_backend",
+        "block sizes are refused before the engine starts",
+        ("head_size", "dtype", "kv_cache_dtype"),
+    ),
+    Hook(
         "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
         "a request's own check in the front end",
         parameters=("self", "request_id", "prompt", "params"),
@@ -106,6 +121,13 @@ HOOKS = (
         "block sizes",
         parameters=("kv_cache_spec",),
     ),
+    Hook("vllm.v1.attention.backend:AttentionBackend.supports_block_size", "the same", ("block_size",)),
+    Hook("vllm.v1.attention.backend:AttentionBackend.get_preferred_block_size", "the same", ("default_block_size",)),
+    Hook(
+        f"{RUNNER}.calculate_reorder_batch_threshold",
+        "a builder's decode threshold is in pairs, the runner's in tokens",
+        mentions=("get_metadata_builder().reorder_batch_threshold", "self.reorder_batch_threshold ="),
+    ),
     # model
     Hook("vllm.compilation.backends:set_model_tag", "the MTP head is compiled beside the backbone", ("tag",)),
     Hook("vllm.config.vllm:VllmConfig.with_hf_config", "the MTP head's own config", ("self", "hf_config")),
@@ -156,6 +178,7 @@ HOOKS = (
     ),
     Hook("vllm.v1.sample.sampler:Sampler.forward", "the sampler, twice a step", ("self", "logits")),
     Hook("vllm.forward_context:override_forward_context", "the MTP head in the same batch", ("forward_context",)),
+    Hook("vllm.utils.torch_utils:async_tensor_h2d", "copies that wait for nothing", ("data", "device", "dtype")),
     # the scheduler
     Hook(f"{SCHEDULER}.add_request", "an even prompt", ("self", "request")),
     Hook(

@@ -119,8 +119,6 @@ def pair_builder(stock: Any) -> Any:
                 changes["tokens_per_state"] = 1
             super().__init__(replace(kv_cache_spec, **changes), *args, **kwargs)
             self.supports_update_block_table = False
-            if self.reorder_batch_threshold is not None:
-                self.reorder_batch_threshold *= 2  # the runner compares it with numbers of tokens
 
         def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
             return super().build(common_prefix_len, pair_metadata(common_attn_metadata), *args, **kwargs)
@@ -139,7 +137,9 @@ def pair_impl(stock: Any) -> Any:
             self, layer: Any, query: Any, key: Any, value: Any, kv_cache: Any, attn_metadata: Any, *rest: Any, **kw: Any
         ) -> Any:
             if attn_metadata is not None and key is not None:
-                self.do_kv_cache_update(layer, key, value, kv_cache, attn_metadata.slot_mapping)
+                slots = attn_metadata.slot_mapping
+                rows = slice(len(slots))  # what only pads the batch has no slot
+                self.do_kv_cache_update(layer, key[rows], value[rows], kv_cache, slots)
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, *rest, **kw)
 
     return PairImpl
@@ -164,6 +164,18 @@ def pair_backend(stock: Any) -> Any:
         def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[Any]:
             sizes = stock.get_supported_kernel_block_sizes(kv_cache_spec)
             return [MultipleOf(2 * size.base) if isinstance(size, MultipleOf) else 2 * size for size in sizes]
+
+        @classmethod
+        def supports_block_size(cls, block_size: int | None) -> bool:
+            if block_size is None:
+                return True
+            supported: bool = stock.supports_block_size(block_size // 2)
+            return supported and block_size % 2 == 0
+
+        @classmethod
+        def get_preferred_block_size(cls, default_block_size: int) -> int:
+            preferred: int = stock.get_preferred_block_size(default_block_size // 2)
+            return 2 * preferred
 
         @classmethod
         def full_cls_name(cls) -> tuple[str, str]:

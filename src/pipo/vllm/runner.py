@@ -2,6 +2,9 @@
 
 A mixin over vLLM's model runner. The runner schedules, gathers and keeps its books in tokens; a step reads whole pairs
 and returns two tokens for every request, the second of them PAD where the draft was not kept.
+
+On a GPU a step of the runner waits for the device once, for vLLM's copy of the tokens. What is added here only queues
+work, but where rules on token 2 need token 1 on the host (`_histories`), and where drafts are kept for a trainer.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.forward_context import get_forward_context, override_forward_context, set_forward_context
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -23,6 +27,9 @@ from pipo.decoding.loop import Coin
 from pipo.pairing import accept
 from pipo.vllm.model import pair_positions
 from pipo.vllm.requests import PairOptions
+
+NO_CONFIDENCE = torch.zeros(1)
+"""A coin does not look at it."""
 
 
 @dataclass
@@ -61,6 +68,12 @@ class PairRunner(GPUModelRunner):
         super().initialize_kv_cache(*args, **kwargs)
         self.pair_coins = {}
         count_visible_tokens(self.input_batch.logitsprocs, self.model.pad)
+
+    def calculate_reorder_batch_threshold(self) -> None:
+        """A builder's longest decode is in pairs; here it is compared with numbers of tokens."""
+        super().calculate_reorder_batch_threshold()
+        if self.reorder_batch_threshold is not None:
+            self.reorder_batch_threshold *= 2
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         if (num_scheduled_tokens % 2).any():
@@ -115,20 +128,30 @@ class PairRunner(GPUModelRunner):
         batch = len(token1)
         last = self.query_start_loc.gpu[1 : batch + 1] // 2 - 1
         following = forward.input_ids[::2].roll(-1).long()
-        following[last] = token1.long()
-        for row in unfinished.nonzero()[0]:
-            end = int(self.optimistic_seq_lens_cpu[row])
-            following[last[row]] = int(self.input_batch.token_ids_cpu[row, end])
+        following[last] = self._after(token1, unfinished)
         with override_forward_context(forward.context):
             states = self.model.draft(forward.hidden, following, pair_positions(forward.positions))
         return forward.hidden[last], states[last]
 
+    def _after(self, token1: Tensor, unfinished: Any) -> Tensor:  # [B] -> [B]
+        """What follows every request's last pair."""
+        if not unfinished.any():
+            return token1.long()
+        known, rows = np.full(len(token1), -1), unfinished.nonzero()[0]
+        known[rows] = self.input_batch.token_ids_cpu[rows, np.asarray(self.optimistic_seq_lens_cpu)[rows]]
+        prompt = async_tensor_h2d(known, token1.device)
+        return token1.long().where(prompt < 0, prompt)
+
     def _accept(self, hidden: Tensor, states: Tensor, rows: Rows, unfinished: Any) -> Tensor:  # bool [B]
         confidence = self.model.confidence_head.probability(hidden, states)
         kept = accept(confidence, rows.threshold)
-        for row, coin in rows.coins.items():
-            if not unfinished[row]:
-                kept[row] = coin(confidence[row : row + 1], [0])[0]
+        if rows.coins:
+            tossed = np.full(len(kept), -1)
+            for row, coin in rows.coins.items():
+                if not unfinished[row]:
+                    tossed[row] = coin(NO_CONFIDENCE, [0])[0]
+            forced = async_tensor_h2d(tossed, kept.device)
+            kept = kept.where(forced < 0, forced == 1)
         return kept & rows.drafts
 
     def _keep_drafts(self, drafts: list[int], rows: Rows, unfinished: Any) -> None:
@@ -155,9 +178,9 @@ class PairRunner(GPUModelRunner):
         drafts = [one.drafts and not self._leaves_no_draft(i) for i, one in zip(ids, options, strict=True)]
         return Rows(
             metadata=metadata,
-            drafts=torch.tensor(drafts, device=self.device),
+            drafts=async_tensor_h2d(drafts, self.device, torch.bool),
             mute=~np.array(drafts),
-            threshold=torch.tensor([one.threshold for one in options], dtype=torch.float32, device=self.device),
+            threshold=async_tensor_h2d([one.threshold for one in options], self.device, torch.float32),
             records=[one.record for one in options],
             coins={row: self.pair_coins[i] for row, i in enumerate(ids) if options[row].force is not None},
         )
@@ -196,7 +219,8 @@ class PairRunner(GPUModelRunner):
             yield histories
             return
         grown = [history for history, skip in zip(histories, unfinished, strict=True) if not skip]
-        for history, token in zip(grown, token1[torch.from_numpy(~unfinished)].tolist(), strict=True):
+        drawn = [token for token, skip in zip(token1.tolist(), unfinished, strict=True) if not skip]
+        for history, token in zip(grown, drawn, strict=True):
             history.append(token)
         for one in min_tokens:
             one.update_state(None)

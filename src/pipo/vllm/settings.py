@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from vllm.config import VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig, set_current_vllm_config
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from pipo.errors import UsageError
@@ -53,6 +53,9 @@ class PairSettings(VerifyAndUpdateConfig):
         if inner is not None:
             inner.verify_and_update_config(vllm_config)
         _refuse(vllm_config)
+        # The backbone's inputs are made anew in every step and the MTP head is not captured: no graph may be replayed.
+        # vLLM's defaults fill in only what is None, and what it changes later, it changes where there are graphs.
+        vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
         model.max_model_len -= model.max_model_len % 2
         vllm_config.scheduler_config.scheduler_cls = "pipo.vllm.scheduler.PairScheduler"
         vllm_config.scheduler_config.async_scheduling = False
@@ -79,6 +82,7 @@ def _refuse(config: VllmConfig) -> None:
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
         "enable_dbo": parallel.enable_dbo or parallel.ubatch_size > 1,
+        "cudagraph_mode": bool(config.compilation_config.cudagraph_mode),
         "worker_cls": parallel.worker_cls != "auto",
         "scheduler_cls": scheduler.scheduler_cls is not None,
         "async_scheduling": bool(scheduler.async_scheduling),
@@ -101,6 +105,9 @@ def _refuse(config: VllmConfig) -> None:
         raise UsageError("confidence_inputs", problem, "serve it with --engine transformers")
     if model.hf_config.draft_vocab_size is not None and config.parallel_config.tensor_parallel_size > 1:
         raise UsageError("draft_vocab_size", "a shortlist is not cut into ranks", "use --tensor-parallel-size 1")
+    if model.is_moe and parallel.data_parallel_size > 1:
+        problem = "replicas of a model with experts step together, and count tokens where it has pairs"
+        raise UsageError("data_parallel_size", problem, "use --tensor-parallel-size, or servers of their own")
     for name, tokens in (
         ("max_num_batched_tokens", scheduler.max_num_batched_tokens),
         ("max_num_scheduled_tokens", scheduler.max_num_scheduled_tokens or 0),
@@ -110,6 +117,8 @@ def _refuse(config: VllmConfig) -> None:
         if tokens % 2:
             raise UsageError(name, f"{tokens} is odd, and pairs are scheduled whole", f"use {tokens + 1}")
     _check_heads(model.hf_text_config, parallel.tensor_parallel_size)
+    if cache.user_specified_block_size:
+        _check_blocks(config)
 
 
 def _check_heads(text_config: Any, ranks: int) -> None:
@@ -117,6 +126,22 @@ def _check_heads(text_config: Any, ranks: int) -> None:
     if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
         problem = f"{ranks} ranks cannot share {heads} attention heads and {kv_heads} key-value heads"
         raise UsageError("tensor_parallel_size", problem, "use a number that divides both")
+
+
+def _check_blocks(config: VllmConfig) -> None:
+    """vLLM itself would only find out with the model loaded."""
+    from vllm.v1.attention.selector import get_attn_backend
+
+    from pipo.vllm.pair_kv import pair_backend
+
+    model, tokens = config.model_config, config.cache_config.block_size
+    with set_current_vllm_config(config):
+        stock = get_attn_backend(model.get_head_size(), model.dtype, config.cache_config.cache_dtype)
+        backend = pair_backend(stock)
+        smallest = backend.get_preferred_block_size(2)
+        if not backend.supports_block_size(tokens):
+            problem = f"{tokens} tokens are {tokens // 2} pairs, and {stock.get_name()} has no blocks of so many"
+            raise UsageError("block_size", problem, f"use {smallest} or a multiple of it, or leave it out")
 
 
 def keep_first_runner() -> None:
