@@ -23,29 +23,37 @@ class DraftPainter:
     """
 
     def __init__(self, tokenizer: Any, console: Console | None = None) -> None:
-        from tokenizers.decoders import DecodeStream
+        from pipo.decoding.text_stream import TextStream
 
         self.tokenizer = tokenizer
         self.rejected = console is None or console.color_system is not None
-        self.stream = DecodeStream(skip_special_tokens=True)
+        self.stream = TextStream(tokenizer)
+        self.style = ""  # of the last token
 
     def paint(self, slot: Slot) -> Text:
         """What this slot adds."""
-        text = Text(self._next(slot.token1))
+        from pipo.decoding.text_stream import token_text
+
+        text = Text(self._next(slot.token1, ""))
         if slot.draft is not None and slot.accepted:
-            text.append(self._next(slot.draft), ACCEPTED)
+            text.append(self._next(slot.draft, ACCEPTED), ACCEPTED)
         elif slot.draft is not None and self.rejected:
-            text.append(self.tokenizer.decode([slot.draft]).replace("\n", "⏎"), REJECTED)
+            text.append(token_text(self.tokenizer, slot.draft).replace("\n", "⏎"), REJECTED)
         return text
 
-    def _next(self, token: int) -> str:
-        return self.stream.step(self.tokenizer.backend_tokenizer, token) or ""
+    def finish(self) -> Text:
+        """What is left at the end: the bytes of an unfinished character."""
+        return Text(self.stream.finish(), self.style)
+
+    def _next(self, token: int, style: str) -> str:
+        self.style = style
+        return self.stream.push(token).text
 
 
 def render_slots(slots: Sequence[Slot], tokenizer: Any, console: Console | None = None) -> Text:
     """A whole answer."""
     painter = DraftPainter(tokenizer, console)
-    return Text().join(painter.paint(slot) for slot in slots)
+    return Text().join([*(painter.paint(slot) for slot in slots), painter.finish()])
 
 
 def legend(slots: Sequence[Slot]) -> Text:
