@@ -1,6 +1,6 @@
 """Texts token by token are the whole's, for tokenizers that spell characters in bytes in either way."""
 
-from itertools import chain
+from itertools import accumulate, chain
 
 import pytest
 import tiny
@@ -30,7 +30,11 @@ def word(*texts):
 def texts(tokenizer, tokens):
     """What becomes known with every token, and what is left at the end."""
     stream = TextStream(tokenizer)
-    return [stream.push(token).text for token in tokens] + [stream.finish()]
+    steps = [*(stream.push(token) for token in tokens), stream.finish()]
+    pieces = list(chain.from_iterable(steps))
+    assert [piece.token for piece in pieces] == tokens
+    assert [piece.start for piece in pieces] == [0, *accumulate(len(piece.text) for piece in pieces)][:-1]
+    return ["".join(piece.text for piece in step) for step in steps]
 
 
 @TOKENIZERS
@@ -44,6 +48,21 @@ def test_characters_come_whole_and_with_their_last_token(tokenizer, text):
 def test_a_character_in_bytes_does_not_wait_for_the_next_token():
     assert texts(FALLBACK, byte(0xE2, 0x82, 0xAC, 0xC3, 0xA9)) == ["", "", "€", "", "é", ""]
     assert texts(LEVEL, ids(LEVEL, "€é")) == ["", "", "€", "", "é", ""]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pieces"),
+    [
+        (byte(0xF0, 0x9F, 0x98, 0x80), ["", "", "", "😀"]),
+        (byte(0xC3, 0xFF) + word("a"), [UNKNOWN, UNKNOWN, "a"]),
+        (byte(0xC3, 0xA9, 0x82, 0xFF) + word("a"), ["", "é", UNKNOWN, UNKNOWN, "a"]),
+        (word("▁so", "</s>", "▁the", "</s>"), ["so", "", " the", ""]),
+    ],
+)
+def test_a_piece_is_its_tokens(tokens, pieces):
+    stream = TextStream(FALLBACK)
+    out = [*chain.from_iterable(stream.push(token) for token in tokens), *stream.finish()]
+    assert [(piece.token, piece.text) for piece in out] == list(zip(tokens, pieces, strict=True))
 
 
 def test_spaces_before_words_stay():

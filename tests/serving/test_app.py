@@ -6,8 +6,11 @@ import anyio
 import httpx2
 import openai
 import pytest
-from asking import expected
+import tiny
+from asking import expected, sse
 
+from pipo.decoding.engine import LocalEngine
+from pipo.decoding.text_stream import UNKNOWN
 from pipo.serving import app
 from pipo.serving.metrics import Metrics
 from pipo.serving.protocol import CompletionRequest
@@ -90,6 +93,37 @@ def test_what_chunks_hold(transport, route):
     assert last["choices"][0]["finish_reason"] == "length"
     assert set(usage) == {*first, "usage", "metrics"} and usage["choices"] == []
     assert set(usage["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
+def test_bytes_that_are_no_characters(engine):
+    """A random model writes many, and a tokenizer with byte fallback decodes them otherwise once more have come."""
+    tokenizer = tiny.byte_fallback_tokenizer()
+    scheduler = Scheduler(engine.model, max_num_seqs=8, max_waiting=0)
+    service = Service(LocalEngine(engine.model, tokenizer), scheduler, "tiny", None, None)
+    made = app.make_app(service, Metrics("tiny", is_pipo=True), api_key=None, max_body_bytes=10**6)
+    allowed = {str(token): 100 for token in range(3, len(tokenizer))}
+    body = {"prompt": [5, 6], "n": 8, "seed": 1, "max_tokens": 60, "logprobs": 0, "logit_bias": allowed}
+
+    async def go(**more):
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=made), base_url="http://pipo") as http:
+            return await http.post("/v1/completions", json=body | more)
+
+    whole = anyio.run(go).json()["choices"]
+    streamed = [{"text": "", "text_offset": [], "tokens": []} for _ in whole]
+    lines = anyio.run(lambda: go(stream=True)).text.splitlines()
+    for chunk in sse(lines):
+        (choice,) = chunk["choices"]
+        seen = streamed[choice["index"]]
+        seen["text"] += choice["text"]
+        for field in ("text_offset", "tokens"):
+            seen[field] += choice["logprobs"][field]
+    for choice, seen in zip(whole, streamed, strict=True):
+        assert choice["finish_reason"] == "length" and UNKNOWN in choice["text"]
+        assert seen == {"text": choice["text"]} | {k: choice["logprobs"][k] for k in ("text_offset", "tokens")}
+        assert len(seen["tokens"]) == 60
+        for token, offset in list(zip(seen["tokens"], seen["text_offset"], strict=True))[1:]:
+            assert UNKNOWN in token or choice["text"].startswith((token, UNKNOWN), offset)  # good in a bad run
+    service.close()
 
 
 def test_what_a_request_leaves_out_is_the_models_own(engine, monkeypatch):

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,13 +72,20 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """A token that leaves."""
+
+    piece: Piece
+    confidence: float | None  # of an accepted draft
+    logprob: TokenLogprob | None  # where it is wanted
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """What one step added to an answer. After the one with a `finish_reason` or an `error` there is no other."""
 
     index: int
-    tokens: list[tuple[Piece, float | None]]  # pieces that leave; an accepted draft's with its confidence
-    logprobs: list[TokenLogprob]  # of this step's tokens; none where they are not wanted
-    offsets: list[int] = field(default_factory=list)  # where the texts of these tokens begin in the answer's
+    tokens: list[Sent]  # those of a step may wait for a later one
     slot: Slot | None = None
     steps: int = 0  # so far, like the following
     completion_tokens: int = 0
@@ -87,7 +94,7 @@ class Update:
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece, _ in self.tokens)
+        return "".join(sent.piece.text for sent in self.tokens)
 
     @property
     def over(self) -> bool:
@@ -112,8 +119,8 @@ class Generation:
         self.started_at = self.first_at = self.finished_at = 0.0
         self.error: str | None = None
         self.text = AnswerText(tokenizer, rules.request.stop_strings)
-        self._confidences: list[float | None] = []  # of the tokens that have not left
-        self._sent_logprobs = 0
+        self.sent: list[Sent] = []
+        self._confidences: list[float | None] = []  # of all tokens
         end = len(prompt) + rules.max_tokens
         self.member = Member(
             Member.room(prompt, end, device),
@@ -153,7 +160,7 @@ class Generation:
     def fail(self, message: str) -> None:
         """Decoding it raised an error."""
         self.error, self.member.finish_reason = message, "error"
-        self._deliver(Update(self.number, [], [], error=message))
+        self._deliver(Update(self.number, [], error=message))
 
     def _stops(self, token: int) -> bool:
         found = True
@@ -181,16 +188,13 @@ class Generation:
         self.first_at = self.first_at or now
         self.finished_at = now
         self._confidences += [None, slot.confidence][: len(slot.tokens)]
-        confidences, self._confidences = self._confidences[: len(pieces)], self._confidences[len(pieces) :]
-        sent = self._sent_logprobs
-        logprobs = self.member.logprobs[sent:]
-        self._sent_logprobs += len(logprobs)
+        before, logprobs = len(self.sent), self.member.logprobs
+        for number, piece in enumerate(pieces, before):
+            self.sent.append(Sent(piece, self._confidences[number], logprobs[number] if logprobs else None))
         self._deliver(
             Update(
                 self.number,
-                list(zip(pieces, confidences, strict=True)),
-                logprobs,
-                self.text.offsets[sent : self._sent_logprobs],
+                self.sent[before:],
                 slot,
                 steps=len(self.member.slots),
                 completion_tokens=self.member.length - len(self.member.prompt),

@@ -24,7 +24,7 @@ from openai.types.completion_choice import Logprobs
 from pipo.decoding.engine import Completion as Answer
 from pipo.decoding.shared import TokenLogprob
 from pipo.decoding.text_stream import UNKNOWN
-from pipo.serving.generation import Generation, Update
+from pipo.serving.generation import Generation, Sent, Update
 from pipo.serving.protocol import ChatRequest, CompletionRequest
 from pipo.serving.service import Answers, Service
 
@@ -59,7 +59,7 @@ class Wants:
 
     def has(self, update: Update) -> bool:
         """Is there anything to send? A step's text may wait for the next step's."""
-        return bool(update.text) or update.over or self.logprobs or self.drafts
+        return bool(update.tokens) or update.over or self.drafts
 
     def drafts_of(self, update: Update, spell: Spell) -> Json:
         """The extension `pipo`: what this step drafted, and counts so far."""
@@ -67,8 +67,8 @@ class Wants:
             return {}
         slot = update.slot
         tokens = [
-            {"text": piece.text, "draft": confidence is not None, "confidence": confidence}
-            for piece, confidence in update.tokens
+            {"text": sent.piece.text, "draft": sent.confidence is not None, "confidence": sent.confidence}
+            for sent in update.tokens
         ]
         rejected = []
         if slot is not None and slot.draft is not None and not slot.accepted:
@@ -88,7 +88,7 @@ def chat_reply(answers: Answers, spell: Spell, is_pipo: bool) -> ChatCompletion:
         chat_completion.Choice(
             index=g.number,
             message=ChatCompletionMessage(role="assistant", content=g.text.text),
-            logprobs=_chat_logprobs(g.member.logprobs, spell) if _wants_logprobs(g) else None,
+            logprobs=_chat_logprobs(g.sent, spell) if _wants_logprobs(g) else None,
             finish_reason=g.member.finish_reason,
         )
         for g in answers.generations
@@ -103,7 +103,7 @@ def text_reply(answers: Answers, spell: Spell, is_pipo: bool, echo: Sequence[str
         CompletionChoice(
             index=g.number,
             text=(echo[g.number // per_prompt] if echo else "") + g.text.text,
-            logprobs=_text_logprobs(g.member.logprobs, g.text.offsets, spell) if _wants_logprobs(g) else None,
+            logprobs=_text_logprobs(g.sent, spell) if _wants_logprobs(g) else None,
             finish_reason=g.member.finish_reason,
         )
         for g in answers.generations
@@ -124,7 +124,7 @@ def chat_chunk(answers: Answers, update: Update, first: bool, spell: Spell, want
     choice = chat_completion_chunk.Choice(
         index=update.index,
         delta={"role": "assistant", "content": update.text} if first else {"content": update.text},
-        logprobs=_chat_logprobs(update.logprobs, spell) if wants.logprobs else None,
+        logprobs=_chat_logprobs(update.tokens, spell) if wants.logprobs else None,
         finish_reason=update.finish_reason,
         **wants.drafts_of(update, spell),
     )
@@ -141,7 +141,7 @@ def text_chunk(answers: Answers, update: Update, text: str, spell: Spell, wants:
     choice = TextChoice(
         index=update.index,
         text=text,
-        logprobs=_text_logprobs(update.logprobs, update.offsets, spell) if wants.logprobs else None,
+        logprobs=_text_logprobs(update.tokens, spell) if wants.logprobs else None,
         finish_reason=update.finish_reason,
         **wants.drafts_of(update, spell),
     )
@@ -193,7 +193,7 @@ def _times(generation: Generation, completion: Answer) -> Json:
     }
 
 
-def _chat_logprobs(entries: Sequence[TokenLogprob], spell: Spell) -> Json:
+def _chat_logprobs(tokens: Sequence[Sent], spell: Spell) -> Json:
     """For a whole choice or a streamed one: OpenAI has a type for each."""
 
     def one(token: int, logprob: float) -> Json:
@@ -202,18 +202,23 @@ def _chat_logprobs(entries: Sequence[TokenLogprob], spell: Spell) -> Json:
 
     content = [
         ChatCompletionTokenLogprob(**one(e.token, e.logprob), top_logprobs=[TopLogprob(**one(*best)) for best in e.top])
-        for e in entries
+        for e in _logprobs(tokens)
     ]
     return {"content": content, "refusal": None}
 
 
-def _text_logprobs(entries: Sequence[TokenLogprob], offsets: Sequence[int], spell: Spell) -> Logprobs:
+def _text_logprobs(tokens: Sequence[Sent], spell: Spell) -> Logprobs:
+    entries = _logprobs(tokens)
     return Logprobs(
         tokens=[spell(entry.token) for entry in entries],
         token_logprobs=[entry.logprob for entry in entries],
         top_logprobs=[{spell(token): logprob for token, logprob in reversed(entry.top)} for entry in entries],
-        text_offset=list(offsets),
+        text_offset=[sent.piece.start for sent in tokens],
     )
+
+
+def _logprobs(tokens: Sequence[Sent]) -> list[TokenLogprob]:
+    return [sent.logprob for sent in tokens if sent.logprob is not None]
 
 
 def card(service: Service) -> Model:

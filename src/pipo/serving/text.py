@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipo.decoding.text_stream import Piece, TextStream
@@ -18,15 +19,19 @@ class AnswerText:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self.stop = [string for string in stop if string]
         self.text = ""  # decoded so far, without a stop string and what follows it
-        self.offsets: list[int] = []  # for each token, where its text begins; of parts of a character, where that does
         self.stopped = False
         self._stream = TextStream(tokenizer)
         self._waiting: list[Piece] = []
 
     def push(self, token: int) -> bool:
         """Add a token; True if it completes a stop string."""
-        self.offsets.append(len(self.text))
+        longest = max(map(len, self.stop), default=1)
+        start = max(len(self.text) - longest + 1, 0)
         self._add(self._stream.push(token))
+        places = [place for string in self.stop if (place := self.text.find(string, start)) >= 0]
+        if places:
+            self.stopped = True
+            self._cut(min(places))
         return self.stopped
 
     def take(self) -> list[Piece]:
@@ -44,33 +49,18 @@ class AnswerText:
 
     def finish(self) -> list[Piece]:
         """All that is left. The bytes of an unfinished character become U+FFFD."""
-        rest = "" if self.stopped else self._stream.finish()
-        if rest:
-            self.text += rest
-            last = self._waiting.pop()  # it waits since it has no text, or shares its character with one that has none
-            self._waiting.append(Piece(last.token, last.text + rest))
+        self._add(self._stream.finish())
         out, self._waiting = self._waiting, []
         return out
 
-    def _add(self, piece: Piece) -> None:
-        longest = max(map(len, self.stop), default=1)
-        start = max(len(self.text) - longest + 1, 0)
-        sent = len(self.text) - sum(len(waiting.text) for waiting in self._waiting)
-        self.text += piece.text
-        self._waiting.append(piece)
-        places = [place for string in self.stop if (place := self.text.find(string, start)) >= 0]
-        if piece.text and places:
-            self.stopped = True
-            self.text = self.text[: min(places)]
-            self._cut(len(self.text) - sent)
+    def _add(self, pieces: list[Piece]) -> None:
+        self.text += "".join(piece.text for piece in pieces)
+        self._waiting += pieces
 
     def _cut(self, length: int) -> None:
-        """Shorten the waiting pieces' texts to `length` together."""
-        cut = []
-        for piece in self._waiting:
-            cut.append(Piece(piece.token, piece.text[:length]))
-            length = max(length - len(piece.text), 0)
-        self._waiting = cut
+        """Shorten the text, of which more than this has not left."""
+        self.text = self.text[:length]
+        self._waiting = [replace(piece, text=piece.text[: max(length - piece.start, 0)]) for piece in self._waiting]
 
     def _held(self) -> int:
         """Length of the longest end of the text that a stop string may begin with."""
