@@ -139,3 +139,10 @@ def test_what_a_request_leaves_out_is_the_models_own(engine, monkeypatch):
     assert asked() == asked(top_k=None) == (7, 0.5, 1.0, 0.0, 1.0)
     assert asked(top_k=0, temperature=1.0, top_p=0.5) == (0, 1.0, 0.5, 0.0, 1.0)
     service.close()
+
+
+def test_answers_end_where_the_engines_do(engine, monkeypatch):
+    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", None)
+    service = Service(engine, Scheduler(engine.model, max_num_seqs=1, max_waiting=0), "tiny", None, None)
+    assert service.eos == {engine.tokenizer.eos_token_id}
+    service.close()

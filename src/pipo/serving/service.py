@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import TemplateError
 from openai.types import CompletionUsage
 
-from pipo.convert.pad_token import id_list
 from pipo.decoding.engine import LocalEngine
 from pipo.decoding.loop import make_reader
 from pipo.decoding.reader import position_limit
@@ -92,7 +91,7 @@ class Service:
         self.threshold = chosen_threshold(threshold, getattr(config, "confidence_threshold", None))
         own = {field: getattr(config, field, None) for field in OF_THE_MODEL}
         self.defaults = {field: value for field, value in own.items() if value is not None}
-        self.eos = frozenset(id_list(config.eos_token_id))
+        self.eos = frozenset(engine.ends or ())
         self.max_model_len = model_length(engine.model, max_model_len)
         self.vocabulary = engine.model.get_output_embeddings().weight.shape[0]
         self._tokenizing = ThreadPoolExecutor(1, "pipo-tokenizer")  # one, since fast tokenizers are not for threads
