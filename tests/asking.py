@@ -25,7 +25,7 @@ def expected(engine: Any, prompt: list[int], count: int, threshold: float | None
 
 def sse(lines: Any) -> list[dict[str, Any]]:
     """The chunks of a stream, that has to end with [DONE]."""
-    data = [line.removeprefix("data: ") for line in lines if line]
+    data = [line.removeprefix("data: ") for line in lines if line and not line.startswith(":")]
     assert data[-1] == "[DONE]"
     return [json.loads(line) for line in data[:-1]]
 

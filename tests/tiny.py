@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -83,6 +83,18 @@ def tokenizer() -> Any:
         pad_token="<|pad|>",
         chat_template=TEMPLATE,
     )
+
+
+def byte_fallback_tokenizer() -> Any:
+    """As SentencePiece's: words begin with a space, characters that are no token are `<0xE2>` and the like."""
+    words = "▁the ▁so ▁ a b é 日 ▁日本".split()
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    raw = Tokenizer(models.Unigram([(token, -float(len(token))) for token in tokens], unk_id=0, byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 def prompts(lengths: Iterable[int]) -> list[list[int]]:

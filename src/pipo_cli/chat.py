@@ -100,20 +100,23 @@ class Conversation:
             slots.append(slot)
             self.console.print(painter.paint(slot), end="", soft_wrap=True)
 
-        self.engine.complete(
-            [self.engine.encode(self.messages)],
-            sampling=self.sampling,
-            max_new_tokens=self.max_new_tokens,
-            threshold=self.threshold,
-            seeds=[self.draws.randrange(2**32)],
-            on_slot=show,
-        )
+        try:
+            self.engine.complete(
+                [self.engine.encode(self.messages)],
+                sampling=self.sampling,
+                max_new_tokens=self.max_new_tokens,
+                threshold=self.threshold,
+                seeds=[self.draws.randrange(2**32)],
+                on_slot=show,
+            )
+        finally:
+            self.console.print(painter.finish(), end="", soft_wrap=True)
 
     def _finish(self, slots: list[Slot]) -> None:
+        from pipo.decoding.text_stream import decode
         from pipo_cli.drafts import legend
 
-        tokens = [token for slot in slots for token in slot.tokens]
-        content = self.engine.tokenizer.decode(tokens, skip_special_tokens=True)
+        content = decode(self.engine.tokenizer, [token for slot in slots for token in slot.tokens])
         self.messages.append({"role": "assistant", "content": content})
         self.console.print()
         self.console.print(legend(slots), style="dim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipo.decoding.text_stream import Piece
     from pipo.pairing import Slot
 
 ACCEPTED, REJECTED = "green", "red strike"
@@ -23,29 +25,40 @@ class DraftPainter:
     """
 
     def __init__(self, tokenizer: Any, console: Console | None = None) -> None:
-        from tokenizers.decoders import DecodeStream
+        from pipo.decoding.text_stream import TextStream
 
         self.tokenizer = tokenizer
         self.rejected = console is None or console.color_system is not None
-        self.stream = DecodeStream(skip_special_tokens=True)
+        self.stream = TextStream(tokenizer)
+        self.styles: deque[str] = deque()  # of the tokens whose text is not known
 
     def paint(self, slot: Slot) -> Text:
         """What this slot adds."""
-        text = Text(self._next(slot.token1))
+        from pipo.decoding.text_stream import token_text
+
+        text = self._next(slot.token1, "")
         if slot.draft is not None and slot.accepted:
-            text.append(self._next(slot.draft), ACCEPTED)
+            text += self._next(slot.draft, ACCEPTED)
         elif slot.draft is not None and self.rejected:
-            text.append(self.tokenizer.decode([slot.draft]).replace("\n", "⏎"), REJECTED)
+            text.append(token_text(self.tokenizer, slot.draft).replace("\n", "⏎"), REJECTED)
         return text
 
-    def _next(self, token: int) -> str:
-        return self.stream.step(self.tokenizer.backend_tokenizer, token) or ""
+    def finish(self) -> Text:
+        """What is left at the end: the bytes of an unfinished character."""
+        return self._text(self.stream.finish())
+
+    def _next(self, token: int, style: str) -> Text:
+        self.styles.append(style)
+        return self._text(self.stream.push(token))
+
+    def _text(self, pieces: Sequence[Piece]) -> Text:
+        return Text.assemble(*((piece.text, self.styles.popleft()) for piece in pieces))
 
 
 def render_slots(slots: Sequence[Slot], tokenizer: Any, console: Console | None = None) -> Text:
     """A whole answer."""
     painter = DraftPainter(tokenizer, console)
-    return Text().join(painter.paint(slot) for slot in slots)
+    return Text().join([*(painter.paint(slot) for slot in slots), painter.finish()])
 
 
 def legend(slots: Sequence[Slot]) -> Text:

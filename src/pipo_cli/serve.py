@@ -100,7 +100,7 @@ def _picked(engine: ServingEngine) -> ServingEngine:
 
 
 def _need_packages() -> None:
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
+    for package in ("fastapi", "openai", "prometheus_client", "sse_starlette", "uvicorn"):
         if find_spec(package) is None:
             problem = f"the package {package} is not installed; pip install 'pipo-lm[serve]'"
             raise typer.BadParameter(problem, param_hint="--engine")

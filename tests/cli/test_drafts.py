@@ -43,6 +43,26 @@ def test_without_colours_rejected_drafts_are_left_out(colours, shown):
     assert render_slots([Slot(one, two, 0.1), Slot(one)], tokenizer, console).plain == shown
 
 
+def test_spaces_before_words_and_characters_in_bytes():
+    tokenizer = tiny.byte_fallback_tokenizer()
+    the, so, *face = tokenizer("the so😀")["input_ids"]
+    slots = [
+        Slot(the, so, 0.1),
+        Slot(so, face[0], 0.9, True),
+        Slot(face[1], so, 0.2),
+        Slot(face[2], face[3], 0.9, True),
+    ]
+    text = render_slots(slots, tokenizer)
+    assert text.plain == "the so so so😀"
+    assert spans(text, REJECTED) == [" so", " so"] and "".join(spans(text, ACCEPTED)) == "😀"
+
+
+def test_an_unfinished_character_is_shown_at_the_end():
+    tokenizer = tiny.tokenizer()
+    one, two, *_ = tokenizer("😀")["input_ids"]
+    assert render_slots([Slot(one, two, 0.9, True)], tokenizer).plain == "\N{REPLACEMENT CHARACTER}"
+
+
 def test_the_end_of_turn_is_not_shown_unless_it_was_rejected():
     tokenizer = tiny.tokenizer()
     end = tokenizer.eos_token_id

@@ -209,14 +209,18 @@ def test_logprobs_of_streams_and_texts(client):
     assert [e.token for e in streamed] == [e.token for e in whole] and len(whole) == 15
     assert [e.logprob for e in streamed] == pytest.approx([e.logprob for e in whole], abs=1e-4)
     options = {"model": "tiny", "prompt": "how many", "max_tokens": 12, "temperature": 0, "logprobs": 2}
-    text = client.completions.create(**options).choices[0].logprobs
+    choice = client.completions.create(**options).choices[0]
+    text = choice.logprobs
     assert len(text.tokens) == len(text.token_logprobs) == len(text.top_logprobs) == len(text.text_offset) == 12
     offsets = [
         offset
         for c in client.completions.create(**options, stream=True)
         for offset in c.choices[0].logprobs.text_offset
     ]
-    assert offsets == text.text_offset == [sum(map(len, text.tokens[:i])) for i in range(12)]
+    assert offsets == text.text_offset == sorted(offsets)
+    assert any("\N{REPLACEMENT CHARACTER}" in token for token in text.tokens)  # a part of a character
+    for token, offset in zip(text.tokens, offsets, strict=True):
+        assert choice.text.startswith(token, offset) or "\N{REPLACEMENT CHARACTER}" in token
 
 
 def ascii_answer(client, tokenizer, **options):

@@ -16,6 +16,7 @@ from asking import expected, gauge, question, until
 
 from pipo.decoding.engine import LocalEngine
 from pipo.serving.generation import Generation, Rules
+from pipo.serving.protocol import CompletionRequest
 from pipo.serving.scheduler import Busy, Scheduler
 
 LONG = {"messages": [{"role": "user", "content": "so"}], "max_tokens": 900, "temperature": 0, "ignore_eos": True}
@@ -198,7 +199,8 @@ def test_time_to_finish_is_limited(serve, served, how):
 
 
 def generation(prompt, updates, count=8):
-    rules = Rules(max_tokens=count, threshold=0.5, eos=frozenset(), temperature=0.0)
+    request = CompletionRequest(prompt="so", temperature=0)
+    rules = Rules(request, max_tokens=count, threshold=0.5, eos=frozenset())
     return Generation(
         prompt, rules, 0, tokenizer=tiny.tokenizer(), device="cpu", arrived=time.perf_counter(), deliver=updates.append
     )
@@ -241,6 +243,19 @@ def test_a_prompt_that_fails_leaves_the_others_alone(scheduler, caplog):
     until(lambda: updates[-1].over)
     assert bad[-1].error.startswith("IndexError") and len(bad) == 1
     assert updates[-1].finish_reason == "length" and len(running.member.tokens) == 60
+
+
+def test_an_answer_whose_text_fails_leaves_the_others_alone(scheduler, monkeypatch, caplog):
+    updates, bad = [], []
+    running, victim = generation([5, 6, 7], updates, 60), generation([5, 6, 7], bad, 60)
+    push = victim.text.push
+    monkeypatch.setattr(victim.text, "push", lambda token: push(token) if len(bad) < 3 else [][token])
+    scheduler.submit([running, victim])
+    until(lambda: updates and updates[-1].over)
+    assert [update.error for update in bad] == [None] * 3 + ["IndexError: list index out of range"]
+    assert updates[-1].finish_reason == "length" and len(running.member.tokens) == 60
+    until(lambda: victim in scheduler.over)
+    assert victim.completion.finish_reason == "error"
 
 
 def test_capacity_is_decoded_and_queued_together(scheduler):

@@ -17,6 +17,7 @@ from pipo.data.chat import encode_prompt
 from pipo.decoding.generate import PipoGenerateOutput, generate
 from pipo.decoding.options import Sampling
 from pipo.decoding.reader import left_pad
+from pipo.decoding.text_stream import decode
 from pipo.errors import UsageError
 from pipo.model import mtp_base
 from pipo.model.families import warn_slow_layers
@@ -168,7 +169,7 @@ class LocalEngine:
         return Completion(
             prompt=list(prompt),
             slots=slots,
-            text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+            text=decode(self.tokenizer, tokens),
             finish_reason=out.finish_reasons[row],  # type: ignore[index]
             ttft_ms=1000 * (out.first_slot_at - arrived) if alone else None,  # type: ignore[operator]
             tpot_ms=1000 * loop_s / later if alone and later else None,

@@ -13,7 +13,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from openai import BaseModel
+from sse_starlette import EventSourceResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,9 +31,10 @@ from pipo.serving.scheduler import Busy
 from pipo.serving.service import Answers, Failed, Service, UnknownModel
 
 RETRY_AFTER = "1"
+PING_SECONDS = 15
+"""How often a stream says that it is alive, in comments that clients pass over: proxies hang up on silence."""
 
-Chunks = AsyncIterator[dict[str, Any]]
-Events = AsyncIterator[str]
+Chunks = AsyncIterator[replies.Chunk]
 
 
 def make_app(service: Service, metrics: Metrics, *, api_key: str | None, max_body_bytes: int) -> ASGIApp:
@@ -51,19 +54,19 @@ def make_app(service: Service, metrics: Metrics, *, api_key: str | None, max_bod
     async def chat(body: ChatRequest, request: Request) -> Response:
         answers = await service.chat(body, time.perf_counter())
         if body.stream:
-            chunks = _chat_chunks(answers, service.decode, Wants.of(body))
-            return _Stream(service, answers, _events(answers, "chat.completion.chunk", body.options, is_pipo, chunks))
-        return await _whole(request, service, answers, lambda: replies.chat_reply(answers, service.decode, is_pipo))
+            chunks = _chat_chunks(answers, service.spell, Wants.of(body))
+            return _Stream(service, answers, _events(chunks, body.options, lambda: replies.chat_end(answers, is_pipo)))
+        return await _whole(request, service, answers, lambda: replies.chat_reply(answers, service.spell, is_pipo))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
         answers = await service.complete(body, time.perf_counter())
         echo = [p if isinstance(p, str) else service.decode(p) for p in body.prompts] if body.echo else None
         if body.stream:
-            chunks = _text_chunks(answers, service.decode, Wants.of(body), echo)
-            return _Stream(service, answers, _events(answers, "text_completion", body.options, is_pipo, chunks))
+            chunks = _text_chunks(answers, service.spell, Wants.of(body), echo)
+            return _Stream(service, answers, _events(chunks, body.options, lambda: replies.text_end(answers, is_pipo)))
         return await _whole(
-            request, service, answers, lambda: replies.text_reply(answers, service.decode, is_pipo, echo)
+            request, service, answers, lambda: replies.text_reply(answers, service.spell, is_pipo, echo)
         )
 
     return Guard(app, api_key, max_body_bytes)
@@ -86,26 +89,15 @@ def _add_status(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def card() -> dict[str, Any]:
-        """`confidence_threshold` is what requests get that name none; null for an uncompressed model."""
-        return {
-            "id": service.name,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "pipo",
-            "max_model_len": service.max_model_len,
-            "confidence_threshold": service.threshold if service.engine.is_pipo else None,
-        }
-
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card()]}
+        return {"object": "list", "data": [replies.card(service).to_dict()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         if name != service.name:
             raise UnknownModel(name)
-        return card()
+        return replies.card(service).to_dict()
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -142,7 +134,7 @@ def _add_errors(app: FastAPI) -> None:
         return reply(str(error.detail), error.status_code)
 
 
-async def _whole(request: Request, service: Service, answers: Answers, reply: Callable[[], dict[str, Any]]) -> Response:
+async def _whole(request: Request, service: Service, answers: Answers, reply: Callable[[], BaseModel]) -> Response:
     """All of it at once."""
 
     async def finish() -> None:
@@ -151,26 +143,22 @@ async def _whole(request: Request, service: Service, answers: Answers, reply: Ca
 
     try:
         if await _unless_gone(request.receive, finish()):
-            return JSONResponse(reply())
+            return Response(reply().to_json(indent=None), media_type="application/json")
         return Response(status_code=499)  # nobody reads it
     finally:
         service.scheduler.abort(answers.generations)
 
 
-class _Stream(StreamingResponse):
-    """Server-sent events as they come."""
+class _Stream(EventSourceResponse):
+    """Server-sent events as they come. The work is dropped when the client goes away."""
 
     def __init__(self, service: Service, answers: Answers, events: AsyncIterator[str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        super().__init__(events, ping=PING_SECONDS, sep="\n")
         self.service, self.answers = service, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def never() -> Message:
-            await asyncio.Event().wait()
-            raise AssertionError
-
         try:
-            await _unless_gone(receive, super().__call__(scope, never, send))
+            await super().__call__(scope, receive, send)
         finally:
             self.service.scheduler.abort(self.answers.generations)
 
@@ -194,41 +182,33 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> boo
             task.cancel()
 
 
-async def _events(answers: Answers, kind: str, options: StreamOptions, is_pipo: bool, chunks: Chunks) -> Events:
-    """Chunks as server-sent events, then usage where it is wanted, then the end."""
+async def _events(chunks: Chunks, options: StreamOptions, end: Callable[[], replies.Chunk]) -> AsyncIterator[str]:
+    """The data of events: chunks, then usage where it is wanted, then the end."""
     try:
         async for chunk in chunks:
-            yield _event(chunk)
+            yield chunk.to_json(indent=None)
         if options.include_usage:
-            yield _event(replies.usage_chunk(answers, kind, is_pipo))
+            yield end().to_json(indent=None)
     except Failed as error:
-        yield _event(replies.error(str(error), 500))
-    yield "data: [DONE]\n\n"
+        yield json.dumps(replies.error(str(error), 500))
+    yield "[DONE]"
 
 
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-async def _chat_chunks(answers: Answers, decode: replies.Decode, wants: Wants) -> Chunks:
+async def _chat_chunks(answers: Answers, spell: replies.Spell, wants: Wants) -> Chunks:
     begun: set[int] = set()
     async for update in answers.updates():
         if wants.has(update):
-            role = {} if update.index in begun else {"role": "assistant"}
+            yield replies.chat_chunk(answers, update, update.index not in begun, spell, wants)
             begun.add(update.index)
-            yield replies.chat_chunk(answers, update, role | {"content": update.text}, decode, wants)
 
 
-async def _text_chunks(answers: Answers, decode: replies.Decode, wants: Wants, echo: list[str] | None) -> Chunks:
+async def _text_chunks(answers: Answers, spell: replies.Spell, wants: Wants, echo: list[str] | None) -> Chunks:
     per_prompt = len(answers.generations) // len(answers.prompts)
     before = [echo[i // per_prompt] if echo else "" for i in range(len(answers.generations))]
-    offsets = [0] * len(answers.generations)
     async for update in answers.updates():
         if wants.has(update):
             text, before[update.index] = before[update.index] + update.text, ""
-            yield replies.text_chunk(answers, update, text, offsets[update.index], decode, wants)
-            if wants.logprobs:
-                offsets[update.index] += sum(len(decode([entry.token])) for entry in update.logprobs)
+            yield replies.text_chunk(answers, update, text, spell, wants)
 
 
 class Guard:

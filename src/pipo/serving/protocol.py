@@ -19,8 +19,6 @@ class _Strict(BaseModel):
 
 def _threshold(value: Any) -> Any:
     """One rule for thresholds, here as everywhere."""
-    if value is None:
-        return None
     try:
         return check_threshold(value)
     except UsageError as error:
@@ -52,36 +50,41 @@ class ResponseFormat(_Strict):
 
 
 class SamplingFields(_Strict):
-    """What chat and text completions share. None takes the model's own default, else the neutral value."""
+    """What chat and text completions share. Null is as good as nothing.
+
+    Defaults change nothing of what the model says; the service puts the model's own in their place.
+    """
 
     model: str | None = None
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
     n: int = Field(1, ge=1)
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=0, lt=2**32)
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
     ignore_eos: bool = False
     response_format: ResponseFormat | None = None
     confidence_threshold: Annotated[float | None, BeforeValidator(_threshold)] = None
 
-    @field_validator("n", "stream", "ignore_eos", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _null_is_default(cls, value: Any, info: Any) -> Any:
-        return cls.model_fields[info.field_name].default if value is None else value
+    def _null_is_nothing(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None or name not in cls.model_fields}
 
     @field_validator("logit_bias")
     @classmethod
-    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        for key in value or {}:
+    def _token_ids(cls, value: dict[str, float]) -> dict[str, float]:
+        for key in value:
             if not key.isascii() or not key.isdigit():
                 raise ValueError(f"{key!r} is no token id")
         return value

@@ -1,21 +1,49 @@
-"""Answers as OpenAI's API writes them, with vLLM's per-request metrics and our drafts."""
+"""Answers in OpenAI's own types, with vLLM's per-request metrics and our drafts as further fields.
+
+A field is sent where it is set here, null or not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from pipo.decoding.engine import Completion
+from openai.types import Completion, CompletionChoice, ErrorObject, Model
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChatCompletionTokenLogprob,
+    chat_completion,
+    chat_completion_chunk,
+)
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
+from openai.types.completion_choice import Logprobs
+
+from pipo.decoding.engine import Completion as Answer
 from pipo.decoding.shared import TokenLogprob
-from pipo.serving.generation import Generation, Update
+from pipo.decoding.text_stream import UNKNOWN
+from pipo.serving.generation import Generation, Sent, Update
 from pipo.serving.protocol import ChatRequest, CompletionRequest
-from pipo.serving.service import Answers
+from pipo.serving.service import Answers, Service
 
 Json = dict[str, Any]
-Decode = Callable[[Sequence[int]], str]
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""In a token's text: it is a part of a character, whose bytes are not known here."""
+Chunk = ChatCompletionChunk | Completion
+Spell = Callable[[int], str]
+"""A token -> its text."""
+
+
+class TextChoice(CompletionChoice):
+    """OpenAI's type knows no choice that goes on, though its server streams them."""
+
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Error(ErrorObject):
+    """`code` is the status, as in vLLM."""
+
+    code: int
 
 
 @dataclass(frozen=True)
@@ -31,79 +59,98 @@ class Wants:
 
     def has(self, update: Update) -> bool:
         """Is there anything to send? A step's text may wait for the next step's."""
-        return bool(update.text) or update.over or self.logprobs or self.drafts
+        return bool(update.tokens) or update.over or self.drafts
 
-    def drafts_of(self, update: Update, decode: Decode) -> Json:
+    def drafts_of(self, update: Update, spell: Spell) -> Json:
         """The extension `pipo`: what this step drafted, and counts so far."""
         if not self.drafts:
             return {}
         slot = update.slot
         tokens = [
-            {"text": piece.text, "draft": confidence is not None, "confidence": confidence}
-            for piece, confidence in update.tokens
+            {"text": sent.piece.text, "draft": sent.confidence is not None, "confidence": sent.confidence}
+            for sent in update.tokens
         ]
         rejected = []
         if slot is not None and slot.draft is not None and not slot.accepted:
-            rejected = [{"text": decode([slot.draft]), "confidence": slot.confidence}]
+            rejected = [{"text": spell(slot.draft), "confidence": slot.confidence}]
         counts = {"steps": update.steps, "completion_tokens": update.completion_tokens}
         return {"pipo": {"tokens": tokens, "rejected": rejected, **counts}}
 
 
-def head(answers: Answers, kind: str) -> Json:
+def head(answers: Answers) -> Json:
     """What every reply and chunk begins with."""
-    return {"id": answers.id, "object": kind, "created": answers.created, "model": answers.model}
+    return {"id": answers.id, "created": answers.created, "model": answers.model}
 
 
-def chat_reply(answers: Answers, decode: Decode, is_pipo: bool) -> Json:
-    """A whole `chat.completion`."""
+def chat_reply(answers: Answers, spell: Spell, is_pipo: bool) -> ChatCompletion:
+    """A whole one."""
     choices = [
-        {
-            "index": g.number,
-            "message": {"role": "assistant", "content": g.text.text},
-            "logprobs": _chat_logprobs(g.member.logprobs, decode) if g.rules.top_logprobs is not None else None,
-            "finish_reason": g.member.finish_reason,
-        }
+        chat_completion.Choice(
+            index=g.number,
+            message=ChatCompletionMessage(role="assistant", content=g.text.text),
+            logprobs=_chat_logprobs(g.sent, spell) if _wants_logprobs(g) else None,
+            finish_reason=g.member.finish_reason,
+        )
         for g in answers.generations
     ]
-    return head(answers, "chat.completion") | _body(answers, choices, is_pipo)
+    return ChatCompletion(**head(answers), object="chat.completion", choices=choices, **_totals(answers, is_pipo))
 
 
-def text_reply(answers: Answers, decode: Decode, is_pipo: bool, echo: Sequence[str] | None) -> Json:
-    """A whole `text_completion`. `echo`: the texts of the prompts, to begin with."""
+def text_reply(answers: Answers, spell: Spell, is_pipo: bool, echo: Sequence[str] | None) -> Completion:
+    """A whole one. `echo`: the texts of the prompts, to begin with."""
     per_prompt = len(answers.generations) // len(answers.prompts)
     choices = [
-        {
-            "index": g.number,
-            "text": (echo[g.number // per_prompt] if echo else "") + g.text.text,
-            "logprobs": _text_logprobs(g.member.logprobs, decode, 0) if g.rules.top_logprobs is not None else None,
-            "finish_reason": g.member.finish_reason,
-        }
+        CompletionChoice(
+            index=g.number,
+            text=(echo[g.number // per_prompt] if echo else "") + g.text.text,
+            logprobs=_text_logprobs(g.sent, spell) if _wants_logprobs(g) else None,
+            finish_reason=g.member.finish_reason,
+        )
         for g in answers.generations
     ]
-    return head(answers, "text_completion") | _body(answers, choices, is_pipo)
+    return Completion(**head(answers), object="text_completion", choices=choices, **_totals(answers, is_pipo))
 
 
-def _body(answers: Answers, choices: list[Json], is_pipo: bool) -> Json:
-    return {"choices": choices, "usage": answers.usage, "metrics": metrics(answers, is_pipo)}
+def _wants_logprobs(generation: Generation) -> bool:
+    return generation.rules.request.wanted_logprobs is not None
 
 
-def chat_chunk(answers: Answers, update: Update, delta: Json, decode: Decode, wants: Wants) -> Json:
-    """One step of a `chat.completion.chunk`."""
-    logprobs = _chat_logprobs(update.logprobs, decode) if wants.logprobs else None
-    choice = {"index": update.index, "delta": delta, "logprobs": logprobs, "finish_reason": update.finish_reason}
-    return head(answers, "chat.completion.chunk") | {"choices": [choice | wants.drafts_of(update, decode)]}
+def _totals(answers: Answers, is_pipo: bool) -> Json:
+    return {"usage": answers.usage, "metrics": metrics(answers, is_pipo)}
 
 
-def text_chunk(answers: Answers, update: Update, text: str, offset: int, decode: Decode, wants: Wants) -> Json:
-    """One step of a streamed `text_completion`. `offset`: length of the tokens' texts before it."""
-    logprobs = _text_logprobs(update.logprobs, decode, offset) if wants.logprobs else None
-    choice = {"index": update.index, "text": text, "logprobs": logprobs, "finish_reason": update.finish_reason}
-    return head(answers, "text_completion") | {"choices": [choice | wants.drafts_of(update, decode)]}
+def chat_chunk(answers: Answers, update: Update, first: bool, spell: Spell, wants: Wants) -> ChatCompletionChunk:
+    """One step of a chat's answer."""
+    choice = chat_completion_chunk.Choice(
+        index=update.index,
+        delta={"role": "assistant", "content": update.text} if first else {"content": update.text},
+        logprobs=_chat_logprobs(update.tokens, spell) if wants.logprobs else None,
+        finish_reason=update.finish_reason,
+        **wants.drafts_of(update, spell),
+    )
+    return ChatCompletionChunk(**head(answers), object="chat.completion.chunk", choices=[choice])
 
 
-def usage_chunk(answers: Answers, kind: str, is_pipo: bool) -> Json:
+def chat_end(answers: Answers, is_pipo: bool) -> ChatCompletionChunk:
     """The last one, where usage was asked for."""
-    return head(answers, kind) | _body(answers, [], is_pipo)
+    return ChatCompletionChunk(**head(answers), object="chat.completion.chunk", choices=[], **_totals(answers, is_pipo))
+
+
+def text_chunk(answers: Answers, update: Update, text: str, spell: Spell, wants: Wants) -> Completion:
+    """One step of an answer to a text."""
+    choice = TextChoice(
+        index=update.index,
+        text=text,
+        logprobs=_text_logprobs(update.tokens, spell) if wants.logprobs else None,
+        finish_reason=update.finish_reason,
+        **wants.drafts_of(update, spell),
+    )
+    return Completion(**head(answers), object="text_completion", choices=[choice])
+
+
+def text_end(answers: Answers, is_pipo: bool) -> Completion:
+    """As `chat_end`."""
+    return Completion(**head(answers), object="text_completion", choices=[], **_totals(answers, is_pipo))
 
 
 def metrics(answers: Answers, is_pipo: bool) -> Json | None:
@@ -119,7 +166,7 @@ def metrics(answers: Answers, is_pipo: bool) -> Json | None:
     }
 
 
-def speculative_decoding(completion: Completion) -> Json:
+def speculative_decoding(completion: Answer) -> Json:
     """vLLM's fields, as the plugin fills them: every step counts, so the mean acceptance length is tokens per step."""
     steps, drafted, accepted = completion.steps, completion.drafted, completion.accepted
     return {
@@ -133,7 +180,7 @@ def speculative_decoding(completion: Completion) -> Json:
     }
 
 
-def _times(generation: Generation, completion: Completion) -> Json:
+def _times(generation: Generation, completion: Answer) -> Json:
     decoding = generation.finished_at - generation.first_at
     later = len(completion.token_ids) - len(completion.slots[0].tokens)
     total = generation.finished_at - generation.started_at
@@ -146,36 +193,48 @@ def _times(generation: Generation, completion: Completion) -> Json:
     }
 
 
-def _chat_logprobs(entries: Sequence[TokenLogprob], decode: Decode) -> Json:
+def _chat_logprobs(tokens: Sequence[Sent], spell: Spell) -> Json:
+    """For a whole choice or a streamed one: OpenAI has a type for each."""
+
     def one(token: int, logprob: float) -> Json:
-        text = decode([token])
+        text = spell(token)
         return {"token": text, "logprob": logprob, "bytes": None if UNKNOWN in text else list(text.encode())}
 
-    return {
-        "content": [one(e.token, e.logprob) | {"top_logprobs": [one(*best) for best in e.top]} for e in entries],
-        "refusal": None,
-    }
+    content = [
+        ChatCompletionTokenLogprob(**one(e.token, e.logprob), top_logprobs=[TopLogprob(**one(*best)) for best in e.top])
+        for e in _logprobs(tokens)
+    ]
+    return {"content": content, "refusal": None}
 
 
-def _text_logprobs(entries: Sequence[TokenLogprob], decode: Decode, offset: int) -> Json:
-    tokens = [decode([entry.token]) for entry in entries]
-    offsets = [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{decode([token]): logprob for token, logprob in reversed(entry.top)} for entry in entries],
-        "text_offset": offsets,
-    }
+def _text_logprobs(tokens: Sequence[Sent], spell: Spell) -> Logprobs:
+    entries = _logprobs(tokens)
+    return Logprobs(
+        tokens=[spell(entry.token) for entry in entries],
+        token_logprobs=[entry.logprob for entry in entries],
+        top_logprobs=[{spell(token): logprob for token, logprob in reversed(entry.top)} for entry in entries],
+        text_offset=[sent.piece.start for sent in tokens],
+    )
+
+
+def _logprobs(tokens: Sequence[Sent]) -> list[TokenLogprob]:
+    return [sent.logprob for sent in tokens if sent.logprob is not None]
+
+
+def card(service: Service) -> Model:
+    """`confidence_threshold` is what requests get that name none; null for an uncompressed model."""
+    return Model(
+        id=service.name,
+        object="model",
+        created=service.created,
+        owned_by="pipo",
+        max_model_len=service.max_model_len,
+        confidence_threshold=service.threshold if service.engine.is_pipo else None,
+    )
 
 
 def error(message: str, status: int, param: str | None = None) -> Json:
     """As OpenAI's clients expect them."""
     kinds = {401: "authentication_error", 404: "not_found_error", 500: "internal_error", 503: "overloaded_error"}
-    return {
-        "error": {
-            "message": message,
-            "type": kinds.get(status, "invalid_request_error"),
-            "param": param,
-            "code": status,
-        }
-    }
+    kind = kinds.get(status, "invalid_request_error")
+    return {"error": Error(message=message, type=kind, param=param, code=status).to_dict()}

@@ -8,6 +8,7 @@ import socket
 from types import FrameType
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from pipo.decoding.engine import LocalEngine
 from pipo.errors import UsageError, first_line
@@ -54,6 +55,7 @@ def run(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=shutdown_seconds
     )
+    AppStatus.disable_automatic_graceful_drain()  # it would end streams at once, and uvicorn counts the seconds
     server = _Server(config, f"http://{_printable(listener)} serves {name}")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignore)  # uvicorn sends it once more when it has shut down

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
+from openai.types import CompletionUsage
 
-from pipo.convert.pad_token import id_list
 from pipo.decoding.engine import LocalEngine
 from pipo.decoding.loop import make_reader
 from pipo.decoding.reader import position_limit
+from pipo.decoding.text_stream import token_text
 from pipo.errors import UsageError, first_line
 from pipo.pairing import chosen_threshold
 from pipo.serving.generation import Generation, Rules, Update
-from pipo.serving.protocol import ChatRequest, CompletionRequest, SamplingFields
+from pipo.serving.protocol import ChatRequest, CompletionRequest
 from pipo.serving.scheduler import Scheduler
 
-NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Where neither the request nor the model's generation_config.json says otherwise."""
+OF_THE_MODEL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""What generation_config.json may say in the place of a request that does not."""
 
 
 class UnknownModel(Exception):
@@ -71,11 +72,11 @@ class Answers:
             left -= update.over
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> CompletionUsage:
         """Real tokens; a prompt counts once, however many answers it gets."""
         prompt = sum(map(len, self.prompts))
         completion = sum(g.member.length - len(g.member.prompt) for g in self.generations)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return CompletionUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 class Service:
@@ -88,11 +89,9 @@ class Service:
         self.created = int(time.time())
         config = engine.model.generation_config
         self.threshold = chosen_threshold(threshold, getattr(config, "confidence_threshold", None))
-        self.defaults = {
-            field: neutral if getattr(config, field, None) is None else getattr(config, field)
-            for field, neutral in NEUTRAL.items()
-        }
-        self.eos = frozenset(id_list(config.eos_token_id))
+        own = {field: getattr(config, field, None) for field in OF_THE_MODEL}
+        self.defaults = {field: value for field, value in own.items() if value is not None}
+        self.eos = frozenset(engine.ends or ())
         self.max_model_len = model_length(engine.model, max_model_len)
         self.vocabulary = engine.model.get_output_embeddings().weight.shape[0]
         self._tokenizing = ThreadPoolExecutor(1, "pipo-tokenizer")  # one, since fast tokenizers are not for threads
@@ -111,10 +110,14 @@ class Service:
         prompts = [await self._in_thread(self._encode, prompt) for prompt in request.prompts]
         return self._start("cmpl", request, [self._checked(prompt, "prompt") for prompt in prompts], arrived)
 
-    def decode(self, tokens: Sequence[int], *, specials: bool = True) -> str:
-        """Tokens -> text."""
-        text: str = self.engine.tokenizer.decode(list(tokens), skip_special_tokens=not specials)
+    def decode(self, tokens: Sequence[int]) -> str:
+        """A prompt's tokens -> text, special ones too."""
+        text: str = self.engine.tokenizer.decode(list(tokens))
         return text
+
+    def spell(self, token: int) -> str:
+        """A token by itself."""
+        return token_text(self.engine.tokenizer, token)
 
     def close(self) -> None:
         """End the threads."""
@@ -191,29 +194,16 @@ class Service:
             raise UsageError("max_tokens", problem, f"ask for {room} at most")
         if request.confidence_threshold is not None and not self.engine.is_pipo:
             raise UsageError("confidence_threshold", "the model is no PIPO model", "leave it out")
+        for token in map(int, request.logit_bias):
+            if token >= self.vocabulary:
+                raise UsageError("logit_bias", f"no token {token}", f"ids end at {self.vocabulary - 1}")
+        left_out = {field: value for field, value in self.defaults.items() if field not in request.model_fields_set}
         return Rules(
+            request.model_copy(update=left_out),
             max_tokens=request.limit or room,
             threshold=self.threshold if request.confidence_threshold is None else request.confidence_threshold,
             eos=frozenset() if request.ignore_eos else self.eos,
-            stop=tuple(request.stop_strings),
-            presence_penalty=request.presence_penalty or 0.0,
-            frequency_penalty=request.frequency_penalty or 0.0,
-            logit_bias=self._bias(request),
-            seed=request.seed,
-            top_logprobs=request.wanted_logprobs,
-            **self._drawing(request),
         )
-
-    def _drawing(self, request: SamplingFields) -> dict[str, Any]:
-        asked = {field: getattr(request, field) for field in NEUTRAL}
-        return self.defaults | {field: value for field, value in asked.items() if value is not None}
-
-    def _bias(self, request: SamplingFields) -> tuple[tuple[int, float], ...]:
-        bias = tuple((int(token), value) for token, value in (request.logit_bias or {}).items())
-        for token, _ in bias:
-            if token >= self.vocabulary:
-                raise UsageError("logit_bias", f"no token {token}", f"ids end at {self.vocabulary - 1}")
-        return bias
 
 
 def model_length(model: Any, wanted: int | None) -> int:

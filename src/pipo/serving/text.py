@@ -1,23 +1,15 @@
-"""Tokens in, text out: whole characters only, and never the beginning of a stop string."""
+"""The text of an answer while it is made: whole characters only, and never the beginning of a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+from pipo.decoding.text_stream import Piece, TextStream
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A token and what it adds to the text; a character whose bytes lie in several tokens comes with its last."""
-
-    token: int
-    text: str
-
-
-class TextStream:
+class AnswerText:
     """Decodes one answer. The text ends before the first stop string; its tokens are counted all the same.
 
     Pieces leave whole and in order. One waits while its text may be the beginning of a stop string, or while the bytes
@@ -25,18 +17,21 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop = tokenizer, [string for string in stop if string]
+        self.stop = [string for string in stop if string]
         self.text = ""  # decoded so far, without a stop string and what follows it
         self.stopped = False
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._tokens: list[int] = []
+        self._stream = TextStream(tokenizer)
         self._waiting: list[Piece] = []
 
     def push(self, token: int) -> bool:
         """Add a token; True if it completes a stop string."""
-        self._tokens.append(token)
-        piece = self._stream.step(self.tokenizer.backend_tokenizer, token) or ""
-        self._add(token, piece)
+        longest = max(map(len, self.stop), default=1)
+        start = max(len(self.text) - longest + 1, 0)
+        self._add(self._stream.push(token))
+        places = [place for string in self.stop if (place := self.text.find(string, start)) >= 0]
+        if places:
+            self.stopped = True
+            self._cut(min(places))
         return self.stopped
 
     def take(self) -> list[Piece]:
@@ -54,35 +49,18 @@ class TextStream:
 
     def finish(self) -> list[Piece]:
         """All that is left. The bytes of an unfinished character become U+FFFD."""
-        if not self.stopped and self._waiting:
-            whole = self.tokenizer.backend_tokenizer.decode(self._tokens, skip_special_tokens=True)
-            last = self._waiting.pop()
-            tail = whole[len(self.text) :]
-            self.text = whole
-            self._waiting.append(Piece(last.token, last.text + tail))
+        self._add(self._stream.finish())
         out, self._waiting = self._waiting, []
         return out
 
-    def _add(self, token: int, piece: str) -> None:
-        longest = max(map(len, self.stop), default=1)
-        start = max(len(self.text) - longest + 1, 0)
-        before = sum(len(waiting.text) for waiting in self._waiting)
-        sent = len(self.text) - before
-        self.text += piece
-        self._waiting.append(Piece(token, piece))
-        places = [place for string in self.stop if (place := self.text.find(string, start)) >= 0]
-        if piece and places:
-            self.stopped = True
-            self.text = self.text[: min(places)]
-            self._cut(len(self.text) - sent)
+    def _add(self, pieces: list[Piece]) -> None:
+        self.text += "".join(piece.text for piece in pieces)
+        self._waiting += pieces
 
     def _cut(self, length: int) -> None:
-        """Shorten the waiting pieces' texts to `length` together."""
-        cut = []
-        for piece in self._waiting:
-            cut.append(Piece(piece.token, piece.text[:length]))
-            length = max(length - len(piece.text), 0)
-        self._waiting = cut
+        """Shorten the text, of which more than this has not left."""
+        self.text = self.text[:length]
+        self._waiting = [replace(piece, text=piece.text[: max(length - piece.start, 0)]) for piece in self._waiting]
 
     def _held(self) -> int:
         """Length of the longest end of the text that a stop string may begin with."""

@@ -1,4 +1,4 @@
-"""Streams of text: what leaves is a beginning of the answer, and never one of a stop string."""
+"""The text of an answer: what leaves is a beginning of the answer, and never one of a stop string."""
 
 import random
 
@@ -7,15 +7,15 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipo.serving.text import TextStream
+from pipo.serving.text import AnswerText
 
 TOKENIZER = tiny.tokenizer()
 WORDS = TOKENIZER("The answer is what how many and so on", add_special_tokens=False)["input_ids"]
 
 
-def stream(tokens, stop=(), group=1):
+def stream(tokens, stop=(), group=1, tokenizer=TOKENIZER):
     """All pieces with the texts that leave at a time, until a stop string ends it. -> (stream, texts)"""
-    out, texts = TextStream(TOKENIZER, stop), []
+    out, texts = AnswerText(tokenizer, stop), []
     for i, token in enumerate(tokens):
         stopped = out.push(token)
         if stopped or i % group == group - 1:
@@ -46,7 +46,7 @@ def test_stop_strings_end_the_text_and_nothing_of_them_leaves(tokens, data):
 
 def test_every_token_leaves_once():
     tokens = TOKENIZER("so 😀 on é€ many", add_special_tokens=False)["input_ids"]
-    out = TextStream(TOKENIZER, ["\N{PILE OF POO}", "zz"])
+    out = AnswerText(TOKENIZER, ["\N{PILE OF POO}", "zz"])
     pieces = []
     for token in tokens:
         out.push(token)
@@ -71,10 +71,32 @@ def test_unfinished_characters_end_as_replacements():
     assert "".join(texts) == TOKENIZER.decode(tokens)
 
 
+@pytest.mark.parametrize(
+    ("stop", "text"), [("😀", "so the "), (" 日", "so the 😀"), ("é日", "so the 😀 日本 "), ("x", None)]
+)
+def test_stop_strings_in_characters_of_several_tokens(stop, text):
+    tokenizer = tiny.byte_fallback_tokenizer()
+    whole = "so the 😀 日本 é日 ab"
+    out, texts = stream(tokenizer(whole)["input_ids"], [stop], tokenizer=tokenizer)
+    assert "".join(texts) == out.text == (whole if text is None else text)
+    assert out.stopped == (text is not None)
+
+
+def test_offsets_are_places_in_the_text():
+    tokenizer = tiny.byte_fallback_tokenizer()
+    out = AnswerText(tokenizer)
+    tokens = tokenizer("so 😀é the日 b")["input_ids"]
+    pieces = [piece for token in tokens for piece in (out.push(token), out.take())[1]] + out.finish()
+    assert out.text == "so 😀é the日 b"
+    #                                             ▁so ▁ 😀 in four bytes  é ▁the 日 ▁ b
+    assert [piece.start for piece in pieces] == [0, 2, 3, 3, 3, 3, 4, 5, 9, 10, 11]
+    assert all(out.text.startswith(piece.text, piece.start) for piece in pieces)
+
+
 @pytest.mark.parametrize("end", [0, 1, 2])
 def test_special_tokens_are_counted_and_have_no_text(end):
     tokens = [*WORDS[:3], end]
-    out = TextStream(TOKENIZER)
+    out = AnswerText(TOKENIZER)
     random.seed(0)
     pieces = [piece for token in tokens for piece in (out.push(token), out.take())[1]] + out.finish()
     assert [piece.token for piece in pieces] == tokens and pieces[-1].text == ""
