@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from pipo.decoding.options import Sampling
 from pipo.errors import UsageError
 from pipo.pairing import check_threshold
 
@@ -49,14 +50,13 @@ class ResponseFormat(_Strict):
         return value
 
 
-class SamplingFields(_Strict):
-    """What chat and text completions share. Null is as good as nothing.
+class SamplingFields(_Strict, Sampling):
+    """What chat and text completions share: the options of sampling, in OpenAI's bounds, and more. Null is nothing.
 
     Defaults change nothing of what the model says; the service puts the model's own in their place.
     """
 
     model: str | None = None
-    temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1)
     min_p: float = Field(0.0, ge=0, le=1)
