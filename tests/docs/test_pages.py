@@ -28,11 +28,12 @@ CUTS = {
     "sft": TRAINING,
     "distill": f"{TRAINING} rollout.max_new_tokens=4",
     "eval": "--limit 2 --samples 1 --budget tokens:4",
-    "calibrate": "--limit 2 --samples 1 --max-new-tokens 4",
+    "calibrate": "--limit 2 --samples 1 --max-new-tokens 4 --thresholds 0,0.9 --no-control",
     "generate": "--max-new-tokens 4",
+    "pipo.tasks.smollm2_mix": "--n 20",
     "bench": "--prompt-lengths 8 --new-tokens 4 --trials 1",
 }
-"""What is put behind a verb, so that it takes a second."""
+"""What is put behind a verb or a module's words, so that it takes a second."""
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"what {i}"}, {"role": "assistant", "content": "so"}]} for i in range(4)
@@ -85,7 +86,7 @@ class Reader:
         if program == "python":
             assert words[0] == "-m"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("sys.argv", words[1:])
+                patch.setattr("sys.argv", [*words[1:], *shlex.split(CUTS.get(words[1], ""))])
                 runpy.run_module(words[1], run_name="__main__", alter_sys=True)
             return
         words += shlex.split(CUTS.get(words[0], ""))
