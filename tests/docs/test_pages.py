@@ -151,14 +151,3 @@ def test_the_messages_of_troubleshooting_are_the_programs_own():
 def test_links_outside_the_site_lead_somewhere(name):
     for link in re.findall(r"\]\(([^)#:\s]+)\)", (ROOT / name).read_text(encoding="utf-8")):
         assert (ROOT / link).exists(), link
-
-
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path):
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-
-    config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path))
-    config.plugins.on_startup(command="build", dirty=False)
-    build(config)
-    assert (tmp_path / "reference" / "commands.html").exists()
