@@ -27,7 +27,7 @@ TRAINING = "trainer.max_steps=2 trainer.per_device_train_batch_size=2 trainer.bf
 CUTS = {
     "sft": TRAINING,
     "distill": f"{TRAINING} rollout.max_new_tokens=4",
-    "eval": "--limit 2 --samples 1 --budget tokens:4",
+    "eval": "--limit 2 --samples 1 --budget tokens:4 --no-timing",
     "calibrate": "--limit 2 --samples 1 --max-new-tokens 4 --thresholds 0,0.9 --no-control",
     "generate": "--max-new-tokens 4",
     "pipo.tasks.smollm2_mix": "--n 20",
