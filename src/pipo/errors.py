@@ -14,6 +14,11 @@ class UsageError(Exception):
         self.field, self.problem, self.fix = field, problem, fix
 
 
+def extra(name: str) -> str:
+    """The fix where the packages of an extra are missing."""
+    return f"install the extra {name} (docs/install.md)"
+
+
 def first_line(error: Exception) -> str:
     """An error's first line, for messages of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

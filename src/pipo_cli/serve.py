@@ -93,14 +93,18 @@ def serve(
 def _picked(engine: ServingEngine) -> ServingEngine:
     installed = find_spec("vllm") is not None
     if engine is ServingEngine.vllm and not installed:
-        raise typer.BadParameter("vLLM is not installed; pip install 'pipo-lm[vllm]'", param_hint="--engine")
+        from pipo.errors import extra
+
+        raise typer.BadParameter(f"vLLM is not installed; {extra('vllm')}", param_hint="--engine")
     if engine is ServingEngine.auto:
         return ServingEngine.vllm if installed else ServingEngine.transformers
     return engine
 
 
 def _need_packages() -> None:
+    from pipo.errors import extra
+
     for package in ("fastapi", "openai", "prometheus_client", "sse_starlette", "uvicorn"):
         if find_spec(package) is None:
-            problem = f"the package {package} is not installed; pip install 'pipo-lm[serve]'"
+            problem = f"the package {package} is not installed; {extra('serve')}"
             raise typer.BadParameter(problem, param_hint="--engine")

@@ -353,7 +353,7 @@ def test_without_the_hub_the_file_form_is_named(monkeypatch, tmp_path):
     for name in ("aime2025", "math500", "gsm8k", "gpqa_diamond", "longbench_v2"):
         with pytest.raises(UsageError) as caught:
             load(name, 1, 0)
-        assert f"{name}=FILE" in str(caught.value) and "pipo-lm[hub]" in str(caught.value)
+        assert f"{name}=FILE" in str(caught.value) and "the extra hub" in str(caught.value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"cannot get livecodebench/.*livecodebench_v6=FILE") as caught:
         load("livecodebench_v6", 1, 0)

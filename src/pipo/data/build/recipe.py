@@ -14,7 +14,9 @@ class QuestionSource(Section):
     """What is asked (`pipo.data.build.questions` has the schemas)."""
 
     source: str = Field(description="hub id, or a local .jsonl, .json, .csv or .parquet file")
-    format: Literal["math", "code", "prompts", "dapo", "codeforces"] = "math"
+    format: Literal["math", "code", "prompts", "dapo", "codeforces"] = Field(
+        default="math", description="the rows' schema, and how answers are checked; prompts are not checked"
+    )
     config: str | None = Field(default=None, description="the hub's configuration")
     split: str = Field(default="train", description="the hub's split")
     limit: int | None = Field(default=None, ge=1, description="questions, from the beginning")
@@ -30,8 +32,8 @@ class Answerer(Section):
     retries: int = Field(default=20, ge=0, description="of a request that fails for a passing reason, with back-off")
     timeout: float = Field(default=7200, gt=0, description="seconds for one answer")
     batch_size: int = Field(default=8, ge=1, description="answers at a time of a local model")
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="of a local model")
+    device: str = Field(default="auto", description="of a local model: cpu, cuda, cuda:1, ...")
 
 
 class Answers(Sampling):
@@ -62,13 +64,13 @@ class Selection(Section):
 class BuildRecipe(Section):
     """`pipo data build`."""
 
-    output: str
+    output: str = Field(description="folder to write, or to go on with")
     questions: QuestionSource
     teacher: Answerer
     answers: Answers = Answers()
     checks: Checks = Checks()
     select: Selection = Selection()
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the answers' draws")
 
     @model_validator(mode="after")
     def _local_or_not(self) -> BuildRecipe:

@@ -11,7 +11,7 @@ from typing import Any
 from pipo import tasks
 from pipo.decoding.engine import pick_device
 from pipo.decoding.options import Sampling
-from pipo.errors import UsageError
+from pipo.errors import UsageError, extra
 from pipo.measure.evals.budget import Budget
 from pipo.pairing import check_threshold
 from pipo.tasks import Task
@@ -70,7 +70,7 @@ class EvalOptions:
         _check_sweep(self.thresholds, self.threshold)
         for package in ("matplotlib", "scipy"):
             if find_spec(package) is None:
-                raise UsageError("eval", f"{package} is not installed", "pip install 'pipo-lm[eval]'")
+                raise UsageError("eval", f"{package} is not installed", extra("eval"))
 
     def _check_served(self) -> None:
         if self.engine != "vllm":
@@ -78,7 +78,7 @@ class EvalOptions:
                 raise UsageError("--replicas", "goes with --engine vllm", "leave it out")
             return
         if find_spec("vllm") is None:
-            raise UsageError("--engine", "vLLM is not installed", "pip install 'pipo-lm[vllm]', or use local")
+            raise UsageError("--engine", "vLLM is not installed", f"{extra('vllm')}, or use local")
         if self.device != "auto":
             raise UsageError("--device", f"{self.device!r} cannot be chosen with --engine vllm", "leave it out")
 
