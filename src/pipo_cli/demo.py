@@ -21,7 +21,7 @@ def main() -> None:
 
     quiet()
     console = Console()
-    console.print("Building or loading [bold]demo[/] (PIPO) and [bold]demo-base[/] (uncompressed) …")
+    console.print("Loading [bold]demo[/] (PIPO) and [bold]demo-base[/] (uncompressed) …")
     if console.color_system:
         console.print(COLOURS)
     engines = {"regular": LocalEngine.load("demo-base"), "pipo": LocalEngine.load("demo")}

@@ -8,7 +8,7 @@ from served import LENGTH, ask, draw, ids, reference, tokens
 from vllm.exceptions import VLLMValidationError
 
 from pipo.errors import UsageError
-from pipo.vllm import plugin
+from pipo.vllm import plugin, supported
 from pipo.vllm.hooks import HOOKS, Hook, moved
 
 
@@ -132,7 +132,7 @@ def test_another_vllm_is_refused_with_the_version_to_install(folder, monkeypatch
     from vllm import EngineArgs
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    monkeypatch.setattr(plugin, "version", lambda _: "0.33.1")
+    monkeypatch.setattr(supported, "version", lambda _: "0.33.1")
     monkeypatch.setitem(MODELS_CONFIG_MAP, plugin.ARCHITECTURE, None)
     try:
         plugin.register()
