@@ -6,8 +6,8 @@
 source "$(dirname "$0")/smollm2.sh"
 
 data() {
-  [ -f "$OUT/train.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 48000 --seed 4 --drills 0.15 --output "$OUT/train.jsonl"
-  [ -f "$OUT/heldout.jsonl" ] || $python -m pipo.tasks.smollm2_mix --n 300 --seed 9 --output "$OUT/heldout.jsonl"
+  [ -f "$OUT/train.jsonl" ] || $python runs/smollm2_data.py --n 48000 --seed 4 --drills 0.15 --output "$OUT/train.jsonl"
+  [ -f "$OUT/heldout.jsonl" ] || $python runs/smollm2_data.py --n 300 --seed 9 --output "$OUT/heldout.jsonl"
 }
 
 train() {

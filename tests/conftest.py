@@ -1,4 +1,8 @@
-"""Folders of tiny models, made once a session."""
+"""How tests run, and folders of tiny models, made once a session."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny models are faster on one
 
 import pytest
 import tiny
@@ -6,6 +10,22 @@ from hypothesis import settings
 
 settings.register_profile("pipo", deadline=None)  # a busy machine is no failure
 settings.load_profile("pipo")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """A file's tests share models and servers, so one worker runs them; an item may have a group already."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Built models of the tests are not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPO_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

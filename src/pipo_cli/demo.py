@@ -14,14 +14,15 @@ MAX_NEW_TOKENS = 160
 
 def main() -> None:
     """Answer a few unseen questions greedily, regular beside PIPO, and print what each cost."""
-    from pipo.decoding.engine import LocalEngine
-    from pipo.tasks import smollm2_mix
-    from pipo_cli.drafts import COLOURS
     from pipo_cli.quiet import quiet
 
     quiet()
+    from pipo.decoding.engine import LocalEngine
+    from pipo.tasks import smollm2_mix
+    from pipo_cli.drafts import COLOURS
+
     console = Console()
-    console.print("Building or loading [bold]demo[/] (PIPO) and [bold]demo-base[/] (uncompressed) …")
+    console.print("Loading [bold]demo[/] (PIPO) and [bold]demo-base[/] (uncompressed) …")
     if console.color_system:
         console.print(COLOURS)
     engines = {"regular": LocalEngine.load("demo-base"), "pipo": LocalEngine.load("demo")}

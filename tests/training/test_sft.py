@@ -304,11 +304,10 @@ def test_resume_after_a_kill_continues_the_same_curve(data, tiny_pipo, tmp_path)
     run = [sys.executable, "-c", RUN, str(file)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     first = subprocess.Popen(run, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not (tmp_path / "broken" / "checkpoint-10" / "trainer_state.json").exists() and time.monotonic() < until:
+    while not (tmp_path / "broken" / "checkpoint-10" / "trainer_state.json").exists() and first.poll() is None:
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    assert first.wait() == -signal.SIGKILL
     subprocess.run(run, env=environment, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def values(output):

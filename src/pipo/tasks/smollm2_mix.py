@@ -1,19 +1,15 @@
 """`smollm2_mix`: a mixture of six kinds of short word problems, made for models of about 100M parameters.
 
 Every question comes from a generator index. Training uses indices below `SPLIT_INDEX` and never a held-out wording;
-evaluation uses indices from `SPLIT_INDEX` on. Run as a module to write the training file.
+evaluation uses indices from `SPLIT_INDEX` on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import re
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import cache, lru_cache
-from pathlib import Path
 from random import Random
 
 from pipo.tasks.arithmetic import spell
@@ -100,34 +96,3 @@ def score(text: str, question: Question) -> tuple[str | None, bool]:
 def _value(text: str) -> Decimal | None:
     text = text.strip()
     return Decimal(text.replace(",", "")) if NUMBER.fullmatch(text) else None
-
-
-def write_training_file(n: int, seed: int, output: Path, drills: float = 0.0) -> int:
-    """Write the training stream as chat JSONL, whole or not at all; returns the number of lines."""
-    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
-    count = 0
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for item in training_examples(n, seed, drills=drills):
-                messages = [*item.messages, {"role": "assistant", "content": item.solution}]
-                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-                count += 1
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipo.tasks.smollm2_mix", description="write the training file")
-    parser.add_argument("--n", type=int, default=4500, help="items before those in the test set are dropped")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--drills", type=float, default=0.0, help="share of the items that are drills of sums instead")
-    parser.add_argument("--output", type=Path, required=True, help="chat JSONL file to write")
-    args = parser.parse_args(argv)
-    count = write_training_file(args.n, args.seed, args.output, args.drills)
-    print(f"{count} examples written to {args.output}, {args.n - count} dropped because they are in the test set")
-
-
-if __name__ == "__main__":
-    main()
