@@ -30,7 +30,7 @@ CUTS = {
     "eval": "--limit 2 --samples 1 --budget tokens:4 --no-timing",
     "calibrate": "--limit 2 --samples 1 --max-new-tokens 4 --thresholds 0,0.9 --no-control",
     "generate": "--max-new-tokens 4",
-    "pipo.tasks.smollm2_mix": "--n 20",
+    "runs/smollm2_data.py": "--n 20",
     "bench": "--prompt-lengths 8 --new-tokens 4 --trials 1",
 }
 """What is put behind a verb or a module's words, so that it takes a second."""
@@ -84,10 +84,10 @@ class Reader:
     def types(self, command: str) -> None:
         program, *words = shlex.split(self.renamed(f" {command}"))
         if program == "python":
-            assert words[0] == "-m"
+            script = ROOT / words[0]
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("sys.argv", [*words[1:], *shlex.split(CUTS.get(words[1], ""))])
-                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+                patch.setattr("sys.argv", [*words, *shlex.split(CUTS.get(words[0], ""))])
+                runpy.run_path(str(script), run_name="__main__")
             return
         words += shlex.split(CUTS.get(words[0], ""))
         result = CliRunner().invoke(app, words)
@@ -113,7 +113,7 @@ def test_what_is_not_run_says_why(name):
             assert typed is None, f"a command in a block that is neither `sh` nor `console`: {block.text}"
         elif block.reason is None:
             for command in block.commands:
-                assert re.match(r"pipo |python -m pipo\.", command), f"not run, and no reason why: {command}"
+                assert re.match(r"pipo |python runs/", command), f"not run, and no reason why: {command}"
         assert block.reason is None or len(block.reason.split()) >= 2
 
 
