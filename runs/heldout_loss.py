@@ -14,16 +14,16 @@ from pipo import PipoForCausalLM
 from pipo.convert.base import load_tokenizer
 from pipo.convert.shipped import resolve
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset, Tokens
+from pipo.data.datasets import ChatDataset
 from pipo.data.layout import lay_out
 
 BATCH = 16
 REJECTED = (0.0, 0.25, 0.5, 1.0)
 
 
-def row(item: Tokens, pad: int, ratio: float, index: int) -> dict[str, list[int]]:
+def row(item: dict[str, list[int]], pad: int, ratio: float, index: int) -> dict[str, list[int]]:
     """A conversation in pairs, that share of its drafts rejected."""
-    layout = lay_out(item.ids, item.labels, pad, "shift", ratio, random.Random(index))
+    layout = lay_out(item["input_ids"], item["labels"], pad, "shift", ratio, random.Random(index))
     return {"input_ids": layout.ids, "labels": layout.labels}
 
 
@@ -35,7 +35,7 @@ def losses(source: str, file: str) -> list[str]:
     chats = ChatDataset([file], load_tokenizer(resolve(source)), max_length=512)
     cells = []
     for ratio in REJECTED:
-        rows = [row(item, pad, ratio, index) for index, item in enumerate(chats.items)]
+        rows = [row(item, pad, ratio, index) for index, item in ((i, chats[i]) for i in range(len(chats)))]
         totals: dict[str, torch.Tensor] = {}
         for start in range(0, len(rows), BATCH):
             batch = Collator(pad)(rows[start : start + BATCH])

@@ -16,7 +16,7 @@ from pipo.convert.from_base import RESIDUAL, from_base
 from pipo.convert.save import save_model
 from pipo.convert.shipped import resolve
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset, PairDataset
+from pipo.data.datasets import ChatDataset, PairDataset
 
 EXAMPLES = 8
 

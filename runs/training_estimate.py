@@ -13,14 +13,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from training_memory import VOCAB, tiny_width, watch_peak
 
 from pipo.data.batch import Collator
-from pipo.data.chat import Tokens
 from pipo.training.plan.estimate import measure
 from pipo.training.recipe import SftRecipe
 from pipo.training.sft import student, train_arguments
@@ -50,6 +49,14 @@ def recipe(folder: str, case: str) -> SftRecipe:
     return SftRecipe.model_validate(fields | chosen | {"trainer": trainer | chosen["trainer"]})
 
 
+class Rows(list[dict[str, list[int]]]):
+    """Examples, and their lengths."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row["input_ids"]) for row in self])
+
+
 def compare(case: str, length: int) -> dict[str, float]:
     """Estimated and measured bytes above the level of a process that has no model yet."""
     ids = torch.randint(1, VOCAB, (length,)).tolist()
@@ -57,7 +64,7 @@ def compare(case: str, length: int) -> dict[str, float]:
         tiny_width(length).save_pretrained(folder)
         how = recipe(folder, case)
         args = train_arguments(how)
-        estimated = measure(how, args, SimpleNamespace(items=[Tokens(ids, ids)], lengths=[length])).total
+        estimated = measure(how, args, Rows([{"input_ids": ids, "labels": ids}])).total
         warm = torch.randn(64, 64, requires_grad=True)
         (warm @ warm).sum().backward()
         peak = watch_peak()

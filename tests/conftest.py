@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Built models of the tests are not the user's."""
+    """What tests build and tokenize is not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPO_HOME", str(tmp_path_factory.mktemp("home")))
         yield

@@ -13,6 +13,10 @@ class UsageError(Exception):
         super().__init__(f"{field}: {problem}; {fix}")
         self.field, self.problem, self.fix = field, problem, fix
 
+    def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
+        """Other processes raise it too."""
+        return type(self), (self.field, self.problem, self.fix)
+
 
 def extra(name: str) -> str:
     """The fix where the packages of an extra are missing."""

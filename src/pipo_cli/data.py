@@ -9,15 +9,17 @@ import typer
 from typer.core import TyperCommand
 
 from pipo_cli.options import JsonOption
-from pipo_cli.quiet import log_lines
+from pipo_cli.quiet import log_lines, log_progress
 
 MODEL = "Count with this model's tokenizer. Without it, only lines and turns are counted."
+TEMPLATE = "An option of the chat template, as data.template in a recipe: enable_thinking=false."
 LABELS = {
+    "examples": "examples",
     "total": "tokens",
     "targets": "tokens that are trained on",
-    "mean": "tokens a line, mean",
-    "median": "tokens a line, median",
-    "longest": "tokens of the longest line",
+    "mean": "tokens an example, mean",
+    "median": "tokens an example, median",
+    "longest": "tokens of the longest example",
     "pairs": "pairs",
     "pads": "PADs that fill odd prompts and answers",
     "pad_share": "their share of positions",
@@ -29,29 +31,43 @@ LABELS = {
 def data(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Chat or prompt JSONL.")],
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    template: Annotated[list[str] | None, typer.Option(metavar="K=V", help=TEMPLATE)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop with an error where a line is bad.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check chat JSONL ({"messages": [...]}) and prompt JSONL; print token, pair and PAD statistics.
 
-    Every bad line is named as FILE:LINE. Exits with 1 where there is one.
+    Every bad line is named as FILE:LINE, as training names it. Exits with 1 where there is one, with 2 if --strict.
+
+    A conversation has an example for each of its answers: what was said before, as inference reads it, and the answer.
+    What is tokenized is kept, so that training starts at once.
 
     `pipo data build --config R.yaml` makes such files from questions and a teacher, see `pipo data build --help`. A
     file called build is ./build.
     """
     from pipo.convert.base import load_tokenizer
     from pipo.convert.shipped import resolve
+    from pipo.data.chat import refuse_problems
     from pipo.data.stats import Stats, collect
+    from pipo.runtime.recipe import options
 
-    stats: Stats = collect(files, load_tokenizer(resolve(model)) if model else None)
+    if template and not model:
+        raise typer.BadParameter("goes with --model, whose chat template it is for", param_hint="--template")
+    log_progress()
+    tokenizer = load_tokenizer(resolve(model)) if model else None
+    stats: Stats = collect(files, tokenizer, template=options(template or []))
     if as_json:
         typer.echo(json.dumps(stats.to_dict(), ensure_ascii=False))
     else:
         for problem in stats.problems:
             typer.echo(problem)
-        typer.echo(f"{stats.chats} chats, {stats.prompts} prompts, {len(stats.problems)} bad lines")
-        typer.echo(f"{stats.turns} turns, {stats.answers} of them answers")
+        counts = stats.counts
+        typer.echo(f"{counts['chats']} chats, {counts['prompts']} prompts, {len(stats.problems)} bad lines")
+        typer.echo(f"{counts['turns']} turns, {counts['answers']} of them answers")
         for name, value in (stats.to_dict()["tokens"] or {}).items():
             typer.echo(f"{LABELS[name]}: {value:.3g}" if isinstance(value, float) else f"{LABELS[name]}: {value}")
+    if strict:
+        refuse_problems(stats.problems, "--strict")
     if stats.problems:
         raise typer.Exit(1)
 

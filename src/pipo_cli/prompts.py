@@ -49,6 +49,8 @@ def _from_json(where: str, line: str) -> Prompt:
     if isinstance(chat, str):
         fix = 'write {"prompt": "..."} or {"messages": [{"role": ..., "content": ...}]}'
         raise UsageError(where, f"holds no prompt ({chat})", fix)
-    if chat[-1]["role"] == "assistant":
+    if chat.messages[-1]["role"] == "assistant":
         raise UsageError(where, "ends with an assistant turn", "end it with the question")
-    return chat
+    if chat.tools is not None:
+        raise UsageError(where, "has tools, which are not offered here", "ask a server, see `pipo serve`")
+    return chat.messages

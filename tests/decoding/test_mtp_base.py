@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset
+from pipo.data.datasets import ChatDataset
 from pipo.errors import UsageError
 from pipo.model.families import MTP_FILE, has_trained_mtp
 from pipo.model.mtp_base import DraftedBase, draft_targets, grown_mtp, load_mtp, save_mtp

@@ -13,7 +13,7 @@ from pipo import PipoForCausalLM
 from pipo.convert.from_base import from_base
 from pipo.convert.published import export_published
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset, PairDataset
+from pipo.data.datasets import ChatDataset, PairDataset
 from pipo.errors import UsageError
 from pipo.measure.check import check
 from pipo.model.confidence import draw_drafts

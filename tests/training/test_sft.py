@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from pipo import PipoForCausalLM
 from pipo.convert.folders import convert
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset, PairDataset, tokenize_chat
+from pipo.data.chat import Chat
+from pipo.data.datasets import ChatDataset, PairDataset
+from pipo.data.examples import Examples
 from pipo.decoding.engine import LocalEngine
 from pipo.errors import UsageError
 from pipo.model.families import DELTA_NET, LORA_TARGETS
@@ -65,6 +67,15 @@ def curve(output):
     return [entry for entry in state["log_history"] if "backbone_loss" in entry or "token_loss" in entry]
 
 
+def row(tokenizer, messages, prefix=""):
+    """Ids and labels of a conversation whose template only appends."""
+    (row,) = Examples(tokenizer, prefix=prefix).rows(Chat(messages))
+    labels = [IGNORE] * len(row.ids)
+    for start, stop, _ in row.answers:
+        labels[start:stop] = row.ids[start:stop]
+    return row.ids, labels
+
+
 def test_loss_on_every_assistant_turn_and_on_nothing_else():
     tokenizer = tiny.tokenizer()
     messages = [
@@ -74,33 +85,33 @@ def test_loss_on_every_assistant_turn_and_on_nothing_else():
         {"role": "user", "content": "how many"},
         {"role": "assistant", "content": "two"},
     ]
-    tokens = tokenize_chat(tokenizer, messages)
+    ids, labels = row(tokenizer, messages)
     spans, span = [], []
-    for token, label in zip([*tokens.ids, None], [*tokens.labels, IGNORE], strict=True):
+    for token, label in zip([*ids, None], [*labels, IGNORE], strict=True):
         if label == IGNORE:
             spans, span = ([*spans, span], []) if span else (spans, span)
         else:
             assert label == token
             span.append(token)
     assert [tokenizer.decode(s) for s in spans] == ["one<|im_end|>", "two<|im_end|>"]
-    assert tokenizer.decode(tokens.ids) == tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
 
 
 def test_the_prompt_has_the_ids_of_inference():
     tokenizer = tiny.tokenizer()
     messages = next(chats())["messages"]
-    tokens = tokenize_chat(tokenizer, messages)
+    found, labels = row(tokenizer, messages)
     prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    first = next(i for i, label in enumerate(tokens.labels) if label != IGNORE)
-    assert tokens.ids[:first] == ids
+    first = next(i for i, label in enumerate(labels) if label != IGNORE)
+    assert found[:first] == ids
 
 
 def test_a_thinking_prefix_is_part_of_the_prompt():
     tokenizer = tiny.tokenizer()
     messages = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "<think>\nso"}]
-    tokens = tokenize_chat(tokenizer, messages, prefix="<think>\n")
-    assert tokenizer.decode([label for label in tokens.labels if label != IGNORE]) == "so<|im_end|>"
+    _, labels = row(tokenizer, messages, prefix="<think>\n")
+    assert tokenizer.decode([label for label in labels if label != IGNORE]) == "so<|im_end|>"
 
 
 def test_bad_lines_are_named_and_the_rest_trains(tmp_path):

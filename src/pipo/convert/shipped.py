@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from pipo.convert.from_base import from_base
 from pipo.convert.save import save_model
 from pipo.errors import UsageError
 from pipo.model.families import MTP_FILE
+from pipo.runtime.cache import build, cache_folder
 
 log = logging.getLogger("pipo")
 
@@ -37,31 +36,9 @@ PAD_TOKEN = "<empty_output>"
 """SmolLM2's reserved token that no template uses."""
 
 
-def cache_folder() -> Path:
-    """Where built models live: $PIPO_HOME, or the user's cache."""
-    return Path(os.environ.get("PIPO_HOME") or Path.home() / ".cache" / "pipo")
-
-
 def stock() -> Path:
     """The dequantized base model as an ordinary folder."""
-    return build("smollm2-135m-instruct", _build_stock)
-
-
-def build(name: str, make: Callable[[Path], None]) -> Path:
-    """`name` in the cache, made once: `make` fills a temporary folder that is then renamed."""
-    target = cache_folder() / name
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
-        try:
-            make(scratch)
-            scratch.rename(target)
-        except OSError:
-            if not target.is_dir():  # another process was first: its folder serves
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    return build(cache_folder() / "smollm2-135m-instruct", _build_stock)
 
 
 def _build_stock(folder: Path) -> None:
@@ -96,14 +73,18 @@ def resolve(source: str) -> str:
     """`demo` and `demo-base` -> their folders, built on first use; anything else stays as it is."""
     if source not in SHIPPED or Path(source).exists():
         return source
-    target = cache_folder() / f"{source}-{_fingerprint(source)}"
+    target = _folder(source)
     if not target.is_dir():
         log.warning("%s: the shipped model is built, once, in %s (about a minute, up to 2 GB)", source, target.parent)
     return str(_shipped(source))
 
 
+def _folder(source: str) -> Path:
+    return cache_folder() / f"{source}-{_fingerprint(source)}"
+
+
 def _shipped(source: str) -> Path:
-    return build(f"{source}-{_fingerprint(source)}", _build_base if source == "demo-base" else _build_demo)
+    return build(_folder(source), _build_base if source == "demo-base" else _build_demo)
 
 
 def _fingerprint(name: str) -> str:
@@ -155,7 +136,7 @@ def adapter_of(source: str) -> Path:
     """The folder of a trained adapter: of `demo` or `demo-base`, unpacked, else `source` itself."""
     if source not in SHIPPED or Path(source).exists():
         return Path(source)
-    return build(f"{source}-adapter-{_fingerprint(source)}", lambda folder: _unpack(source, folder))
+    return build(cache_folder() / f"{source}-adapter-{_fingerprint(source)}", lambda folder: _unpack(source, folder))
 
 
 def _unpack(name: str, folder: Path) -> None:

@@ -1,19 +1,20 @@
-"""Chat JSONL: reading, checking, tokenizing with the loss on the assistant's turns."""
+"""Chat JSONL: what a line may be, reading and checking it, and the chat template's text of it."""
 
 from __future__ import annotations
 
 import json
-import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from pipo.data.layout import lay_out
 from pipo.errors import UsageError, first_line
-from pipo.pairing import IGNORE
+
+BOM = b"\xef\xbb\xbf"
+
+Message = dict[str, Any]
+"""With "role" and "content", and what else the template reads: "reasoning_content", "tool_calls"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,45 +29,70 @@ class Problem:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
+def refuse_problems(problems: Sequence[Problem], field: str) -> None:
+    """Raises `UsageError` that names the first line that would be left out, if there is one."""
+    if problems:
+        rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UsageError(field, f"{problems[0]}{rest}", "correct the file, or leave strict out")
+
+
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """One conversation: ids, and labels that are IGNORE outside the answers. Not shifted, not paired."""
+class Chat:
+    """A good line: what is said, and the tools that may be called."""
 
-    ids: list[int]
-    labels: list[int]
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
 
+    @property
+    def answers(self) -> list[int]:
+        """The places of the assistant's turns."""
+        return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
 
-Chat = list[dict[str, Any]]
-"""Messages with "role" and "content"."""
+    def before(self, turn: int) -> Chat:
+        """What is said before a turn."""
+        return Chat(self.messages[:turn], self.tools)
+
+    def asked(self) -> Chat:
+        """The conversation up to its last answer, if it has one."""
+        return self.before(self.answers[-1]) if self.answers else self
+
 
 PROMPT_KEYS = ("prompt", "question")
 """What a line may hold in place of "messages": a text, the user's."""
 
 
 def read_chats(path: str | Path, *, answered: bool = True, field: str = "data") -> Iterator[tuple[int, Chat | Problem]]:
-    """Yield (line number, messages or what is wrong with the line). Raises `UsageError` that names `field` for a file
-    that cannot be read.
+    """Yield (line number, conversation or what is wrong with the line). Raises `UsageError` that names `field` for a
+    file that cannot be read.
 
     `answered`: a conversation without an assistant turn is a problem.
     """
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(BOM)
                 if line.strip():
                     chat = parse_chat(line)
-                    if answered and not isinstance(chat, str) and not has_answer(chat):
-                        chat = "no assistant turn"
+                    if answered and isinstance(chat, Chat) and not chat.answers:
+                        chat = NO_ANSWER
                     yield number, Problem(str(path), number, chat) if isinstance(chat, str) else chat
     except OSError as error:
         raise UsageError(field, f"cannot read {path} ({first_line(error)})", "name a chat JSONL file") from error
 
 
+NO_ANSWER = "no assistant turn"
+
+
 def parse_chat(line: str | bytes) -> Chat | str:
-    """The messages of a line of chat or prompt JSONL, or what is wrong with it."""
+    """A line of chat or prompt JSONL, or what is wrong with it. Arguments of tool calls become objects."""
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         return "no UTF-8"
+    except UnicodeEncodeError:
+        return "half a surrogate pair, which is no text"
     except RecursionError:
         return "no JSON (nested too deeply)"
     except ValueError as error:
@@ -76,55 +102,75 @@ def parse_chat(line: str | bytes) -> Chat | str:
     messages: Any = next((row[key] for key in ("messages", *PROMPT_KEYS) if key in row), None)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    return check_messages(messages) or messages
-
-
-def has_answer(chat: Chat) -> bool:
-    """Whether there is a turn to train on."""
-    return any(message["role"] == "assistant" for message in chat)
+    try:
+        return Chat(_messages(messages), _tools(row.get("tools")))
+    except ValueError as error:
+        return str(error)
 
 
 def check_messages(messages: Any) -> str | None:
     """What is wrong with a list of messages, None where nothing is."""
-    if not isinstance(messages, list) or not messages:
-        return 'no "messages" list'
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return 'a message without "role"'
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            return f"an empty {message['role']} turn"
+    try:
+        _messages(messages)
+    except ValueError as error:
+        return str(error)
     return None
 
 
-def tokenize_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], prefix: str = "") -> Tokens:
-    """Tokenize segment by segment, so that every prompt has exactly the ids that it has at inference.
+def _messages(messages: Any) -> list[Message]:
+    """The messages as a template reads them. Raises `ValueError` that says what is wrong."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('no "messages" list')
+    return [_message(message) for message in messages]
 
-    An answer's targets run from its first token through the end-of-turn token; `prefix` (already part of the prompt at
-    inference) is not a target. Raises `ValueError` where the template does not render a conversation by appending.
-    """
-    ids: list[int] = []
-    labels: list[int] = []
-    done = ""
 
-    def put(text: str, target: bool) -> None:
-        new = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        ids.extend(new)
-        labels.extend(new if target else [IGNORE] * len(new))
+def _message(message: Any) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError('a message without "role"')
+    role, content = message["role"], message.get("content")
+    if (calls := message.get("tool_calls")) or role == "tool":
+        content = content or ""  # a call needs no words, and a tool may return none
+    if isinstance(content, (list, dict)):
+        raise ValueError(f"the content of a {role} turn is no text")
+    if not isinstance(content, str) or not (content.strip() or calls or role == "tool"):
+        raise ValueError(f"an empty {role} turn")
+    if message.get("weight") not in (None, 0, 1):
+        raise ValueError(f'"weight" {message["weight"]!r} is neither 0 nor 1')
+    if not isinstance(message.get("reasoning_content") or "", str):
+        raise ValueError('"reasoning_content" is no text')
+    out = {**message, "content": content}
+    return {**out, "tool_calls": [_call(call) for call in _objects(calls, "tool_calls")]} if calls else out
 
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:turn], add_generation_prompt=True)
-        whole = render(tokenizer, messages[: turn + 1], add_generation_prompt=False)
-        if not prompt.startswith(done) or not whole.startswith(prompt):
-            raise ValueError(f"the chat template rewrites what comes before turn {turn}")
-        answer = whole[len(prompt) :]
-        head = prefix if prefix and answer.startswith(prefix) else ""
-        body, tail = _cut_after_end(answer[len(head) :], tokenizer)
-        put(prompt[len(done) :] + head, target=False)
-        put(body, target=True)
-        done = whole[: len(whole) - len(tail)]
-    return Tokens(ids, labels)
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call, its arguments an object: OpenAI's are a text, templates want what that says."""
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError("a tool call without a name")
+    arguments = function.get("arguments") or {}
+    try:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments of the tool call {function['name']} are no JSON object")
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if "function" in call else function
+
+
+def _tools(tools: Any) -> list[dict[str, Any]] | None:
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise ValueError('"tools" is no list of objects') from None
+    return _objects(tools, "tools") if tools else None
+
+
+def _objects(value: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+        raise ValueError(f'"{name}" is no list of objects')
+    return value
 
 
 def render(
@@ -159,130 +205,41 @@ def encode_prompt(tokenizer: Any, prompt: str | Sequence[dict[str, Any]], **opti
     return ids
 
 
-def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
-    """The answer through its end-of-turn token, and what the template puts after that."""
-    end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1
-    cut = len(answer) if end < 0 else end + len(tokenizer.eos_token)
-    return answer[:cut], answer[cut:]
+SET_HERE = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize"}
+"""Of `apply_chat_template`; no options of a template."""
 
 
-def asked(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation up to its last answer, if it has one."""
-    turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-    return chat[: turns[-1]] if turns else chat
+def check_template(tokenizer: Any, options: dict[str, Any], field: str = "data.template") -> None:
+    """Raises `UsageError` for an option that the chat template does not mention."""
+    for name in options:
+        if name in SET_HERE or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            raise UsageError(f"{field}.{name}", "the model's chat template has no such option", "leave it out")
 
 
-class PromptDataset(Dataset[dict[str, list[int]]]):
-    """Tokenized prompts: each conversation up to its last answer. `problems` names every line that is left out."""
-
-    def __init__(self, files: Sequence[str], tokenizer: Any, *, max_length: int, prefix: str = "") -> None:
-        self.items: list[list[int]] = []
-        self.problems: list[Problem] = []
-        for file in files:
-            for number, chat in read_chats(file, answered=False):
-                item = chat if isinstance(chat, Problem) else self._tokenize(tokenizer, chat, prefix, max_length)
-                if isinstance(item, list):
-                    self.items.append(item)
-                else:
-                    self.problems.append(item if isinstance(item, Problem) else Problem(file, number, item))
-        if not self.items:
-            first = f", first: {self.problems[0]}" if self.problems else ""
-            raise UsageError("data", f"no prompt in {', '.join(files)}{first}", "name a chat JSONL file")
-
-    @staticmethod
-    def _tokenize(tokenizer: Any, chat: list[dict[str, Any]], prefix: str, max_length: int) -> list[int] | str:
-        before = asked(chat)
-        if not before:
-            return "nothing before the answer"
-        text = render(tokenizer, before, add_generation_prompt=True) + prefix
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids if len(ids) <= max_length else f"{len(ids)} tokens, more than max_length {max_length}"
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens in each prompt."""
-        return [len(item) for item in self.items]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"prompt": self.items[index]}
+PROBE = "pipo asks where an answer ends"
 
 
-class ChatDataset(Dataset[dict[str, list[int]]]):
-    """Tokenized conversations. `problems` names every line that is left out.
+def turn_end(tokenizer: Any, **options: Any) -> str:
+    """The token that follows an answer in the chat template's text; its tokenizer's EOS where it cannot be asked.
 
-    Items depend on (seed, epoch, index) alone, so that a resumed run sees what an unbroken one sees.
+    Raises `UsageError` where none follows: nothing would then teach a model to stop.
     """
-
-    def __init__(self, files: Sequence[str], tokenizer: Any, *, max_length: int, prefix: str = "") -> None:
-        self.items: list[Tokens] = []
-        self.problems: list[Problem] = []
-        for file in files:
-            for number, chat in read_chats(file):
-                item = chat if isinstance(chat, Problem) else self._tokenize(tokenizer, chat, prefix, max_length)
-                if isinstance(item, Tokens):
-                    self.items.append(item)
-                else:
-                    reason = item if isinstance(item, Problem) else Problem(file, number, item)
-                    self.problems.append(reason)
-        if not self.items:
-            first = f", first: {self.problems[0]}" if self.problems else ""
-            raise UsageError("data", f"nothing to train on in {', '.join(files)}{first}", "see `pipo data FILE`")
-
-    @staticmethod
-    def _tokenize(tokenizer: Any, chat: list[dict[str, Any]], prefix: str, max_length: int) -> Tokens | str:
-        try:
-            tokens = tokenize_chat(tokenizer, chat, prefix)
-        except ValueError as error:
-            return str(error)
-        if len(tokens.ids) > max_length:
-            return f"{len(tokens.ids)} tokens, more than max_length {max_length}"
-        return tokens
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens in each conversation, PADs not counted."""
-        return [len(item.ids) for item in self.items]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        item = self.items[index]
-        return {"input_ids": item.ids, "labels": item.labels}
+    asked = [{"role": "user", "content": PROBE[::-1]}, {"role": "assistant", "content": PROBE}]
+    try:
+        text = render(tokenizer, asked, add_generation_prompt=False, **options)
+    except UsageError:
+        raise
+    except Exception:  # whatever a template raises
+        text = PROBE + (tokenizer.eos_token or "")
+    tail = text.rpartition(PROBE)[2]
+    found = [(tail.find(token), token) for token in added_tokens(tokenizer) if token in tail]
+    if not found:
+        problem = "writes no token behind an answer that could end it"
+        raise UsageError("chat_template", problem, "let it write the tokenizer's EOS there")
+    return min(found, key=lambda place: (place[0], -len(place[1])))[1]
 
 
-class PairDataset(Dataset[dict[str, Any]]):
-    """A `ChatDataset` laid out in pairs; the PADs are drawn anew every epoch.
-
-    `noise` adds `draft_noise`, the uniform numbers that a pair's draft is drawn with (`PipoForCausalLM.forward`).
-    """
-
-    def __init__(
-        self, chats: ChatDataset, pad: int, *, scheme: str, max_ratio: float, seed: int, noise: bool = False
-    ) -> None:
-        self.chats, self.pad, self.scheme, self.max_ratio, self.seed = chats, pad, scheme, max_ratio, seed
-        self.noise = noise
-        self.epoch = 0
-
-    @property
-    def lengths(self) -> list[int]:
-        return self.chats.lengths
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.chats)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.chats.items[index]
-        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
-        ratio = rng.uniform(0, self.max_ratio)
-        layout = lay_out(item.ids, item.labels, self.pad, self.scheme, ratio, rng)
-        row: dict[str, Any] = {"input_ids": layout.ids, "labels": layout.labels}
-        if self.noise:
-            row["draft_noise"] = [rng.random() for _ in range(len(layout.ids) // 2 - 1)]
-        return row
+def added_tokens(tokenizer: Any, special: bool = False) -> set[str]:
+    """The tokens that are one wherever their text stands. `special`: only those that are no part of what is said."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special or not special}
+    return {token for token in added | set(tokenizer.all_special_tokens) if token}

@@ -15,11 +15,11 @@ from pipo.convert.base import load_model, load_tokenizer
 from pipo.convert.pad_token import id_list
 from pipo.convert.save import check_new, save_model
 from pipo.convert.shipped import resolve
-from pipo.data.chat import Problem, read_chats, tokenize_chat
+from pipo.data.chat import Chat, Problem, read_chats
+from pipo.data.examples import Examples
 from pipo.errors import UsageError
 from pipo.measure.bench.limit import speedup_limit
 from pipo.model.pipo import PipoForCausalLM
-from pipo.pairing import IGNORE
 from pipo.runtime.provenance import made_from
 
 log = logging.getLogger(__name__)
@@ -90,15 +90,14 @@ def count_answers(files: Sequence[str], tokenizer: Any, vocab_size: int) -> tupl
 
 def _answers(files: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
     """The targets of every conversation; what is left out is named in the log."""
+    examples = Examples(tokenizer)
     for file in files:
         for number, chat in read_chats(file):
-            try:
-                if isinstance(chat, Problem):
-                    log.warning("left out %s", chat)
-                else:
-                    yield [label for label in tokenize_chat(tokenizer, chat).labels if label != IGNORE]
-            except ValueError as error:
-                log.warning("left out %s", Problem(file, number, str(error)))
+            made = examples.rows(chat) if isinstance(chat, Chat) else chat.reason
+            if isinstance(made, str):
+                log.warning("left out %s", Problem(file, number, made))
+            else:
+                yield [token for row in made for start, stop, _ in row.answers for token in row.ids[start:stop]]
 
 
 def always(tokenizer: Any, model: Any) -> set[int]:

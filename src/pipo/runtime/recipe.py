@@ -40,6 +40,14 @@ def load_recipe(kind: type[RecipeT], path: str, overrides: list[str]) -> RecipeT
         raise _usage_error(kind, error) from error
 
 
+def options(overrides: list[str]) -> dict[str, Any]:
+    """`key=value` with YAML values -> what they say. Raises `UsageError`."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _apply(raw, override)
+    return raw
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, sep, value = override.partition("=")
     if not sep:

@@ -15,18 +15,31 @@ KEEPS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """Attention that transformers masks between the examples of a packed row."""
 
 
-class Data(Section):
-    """What is trained on."""
+class Files(Section):
+    """Where conversations come from, and how they become text and tokens."""
 
     train: list[str] = Field(min_length=1, description="chat JSONL files")
-    eval: list[str] = Field(default=[], description="chat JSONL files for evaluation during training")
-    max_length: int = Field(default=4096, ge=4, description="longest conversation in tokens; longer ones are skipped")
     prefix: str = Field(
-        default="", description="start of every answer that the prompt already holds, e.g. '<think>\\n'"
+        default="",
+        description="start of every answer, put into the prompt where the template does not, e.g. '<think>\\n'",
     )
-    packing: bool = Field(
-        default=False, description="a batch's conversations lie end to end in one row, none of which sees another"
+    template: dict[str, Any] = Field(
+        default={}, description="options of the chat template, e.g. enable_thinking: false"
     )
+    strict: bool = Field(default=False, description="a line that would be left out is an error")
+    workers: int | None = Field(
+        default=None, ge=1, description="processes that tokenize, once; default: one for each core"
+    )
+
+
+class Data(Files):
+    """What is trained on: every answer of every conversation, after the prompt that it has at inference."""
+
+    eval: list[str] = Field(default=[], description="chat JSONL files for evaluation during training")
+    max_length: int = Field(
+        default=4096, ge=4, description="longest answer with its prompt, in tokens; longer ones are left out"
+    )
+    packing: bool = Field(default=False, description="a batch's examples lie end to end in one row, each on its own")
 
 
 class Lora(Section):
@@ -114,7 +127,8 @@ class SftRecipe(Recipe):
 
     objective: Literal["pipo", "regular", "mtp"] = Field(
         default="pipo",
-        description="regular: the plain base on the same data, order and masking; mtp: an MTP head for the plain base",
+        description="regular: the plain base on the same data, order and masking; mtp: an MTP head for the plain base; "
+        "both read the answers of a conversation in one row where its template only appends",
     )
     data: Data
     pads: Pads = Pads()
@@ -147,12 +161,10 @@ class SftRecipe(Recipe):
         return self
 
 
-class Prompts(Section):
+class Prompts(Files):
     """What is answered: every conversation up to its last assistant turn, if it has one."""
 
-    train: list[str] = Field(min_length=1, description="chat JSONL files")
-    max_length: int = Field(default=4096, ge=1, description="longest prompt in tokens; longer ones are skipped")
-    prefix: str = Field(default="", description="start of every answer, put into the prompt, e.g. '<think>\\n'")
+    max_length: int = Field(default=4096, ge=1, description="longest prompt in tokens; longer ones are left out")
 
 
 class Rollout(Sampling):

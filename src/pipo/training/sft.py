@@ -20,14 +20,15 @@ from pipo.convert.base import load_base, load_tokenizer, warn_slow_bfloat16
 from pipo.convert.save import save_model
 from pipo.convert.shipped import adapter_of, resolve
 from pipo.data.batch import Collator
-from pipo.data.chat import ChatDataset, PairDataset, PromptDataset
+from pipo.data.chat import refuse_problems
+from pipo.data.datasets import ChatDataset, PairDataset, PromptDataset
 from pipo.data.packing import Packer
 from pipo.errors import UsageError, first_line
 from pipo.model.families import LORA_TARGETS, has_trained_mtp, text_config, warn_slow_layers
 from pipo.model.mtp_base import DraftedBase, grown_mtp, load_mtp, save_mtp
 from pipo.training.checkpoint import last_checkpoint, whole_model
 from pipo.training.precision import checkpoint_dtype, frozen_dtype, train_in_float32
-from pipo.training.recipe import DistillRecipe, Lora, SftRecipe
+from pipo.training.recipe import DistillRecipe, Files, Lora, SftRecipe
 from pipo.training.teacher import check_same_tokens
 from pipo.training.trainer import PairTrainer, StepTrainer, draft_counts, next_token_counts
 
@@ -265,15 +266,22 @@ def collator(recipe: SftRecipe, pad: int, unpredicted: int) -> Collator | Packer
 
 
 def chats(recipe: SftRecipe, files: list[str], tokenizer: Any) -> ChatDataset:
-    """The tokenized data; what is left out is named in the log."""
-    data = ChatDataset(files, tokenizer, max_length=recipe.data.max_length, prefix=recipe.data.prefix)
-    return note_problems(data)
+    """The tokenized data; what is left out is named in the log. In pairs every answer stands alone."""
+    how = how_read(recipe.data)
+    return note_problems(ChatDataset(files, tokenizer, shared=recipe.objective != "pipo", **how), recipe.data.strict)
 
 
-def note_problems(data: DataT) -> DataT:
-    """Log every line that `data` leaves out."""
+def how_read(data: Files) -> dict[str, Any]:
+    """What a dataset is told by a recipe, beside its files."""
+    return data.model_dump(include={"max_length", "prefix", "template", "workers"})
+
+
+def note_problems(data: DataT, strict: bool) -> DataT:
+    """Log every line that `data` leaves out. Raises `UsageError` if there is one and `strict` does not have it."""
     for problem in data.problems:
         log.warning("left out %s", problem)
+    if strict:
+        refuse_problems(data.problems, "data.strict")
     return data
 
 

@@ -24,7 +24,7 @@ from pipo.data.build import questions as reading
 from pipo.data.build.build import build
 from pipo.data.build.recipe import BuildRecipe, QuestionSource, Selection
 from pipo.data.build.sets import ANSWERED, CHECKED, CORRECT, FINISHED, Results, write_sets
-from pipo.data.chat import read_chats
+from pipo.data.chat import Chat, read_chats
 from pipo.errors import UsageError
 from pipo.runtime import sandbox
 from pipo.runtime.journal import Journal
@@ -142,8 +142,8 @@ def test_a_whole_build(recipe, teacher):
     assert [message["role"] for message in prompt["messages"]] == ["user"]
     assert statistics["sft"]["trajectories"] == 27 and statistics["answers"]["teacher_accuracy"] == 0.75
     assert statistics["answers"]["finished"] == 40 - sum((i + i % 3) % 2 for i in range(10))
-    assert all(isinstance(chat, list) for _, chat in read_chats(out / "sft.jsonl"))
-    assert all(isinstance(chat, list) for _, chat in read_chats(out / "opd.jsonl", answered=False))
+    assert all(isinstance(chat, Chat) for _, chat in read_chats(out / "sft.jsonl"))
+    assert all(isinstance(chat, Chat) for _, chat in read_chats(out / "opd.jsonl", answered=False))
     card = (out / "README.md").read_text()
     assert "27 conversations over 9 questions" in card and "math-verify" in card
     assert json.loads((out / "provenance.json").read_text())["recipe"]["teacher"]["model"] == "t"

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from pipo.convert.shipped import SHIPPED, cache_folder
-from pipo.data.chat import Problem, asked, read_chats
+from pipo.convert.shipped import SHIPPED
+from pipo.data.chat import Problem, read_chats
 from pipo.decoding.options import Sampling
 from pipo.errors import UsageError
 from pipo.measure.evals.budget import Budget
 from pipo.measure.evals.options import EvalOptions
 from pipo.pairing import accepts_none, check_threshold
+from pipo.runtime.cache import cache_folder
 from pipo.tasks import Question, Task
 
 THRESHOLDS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 2.0)
@@ -116,9 +117,11 @@ def prompts(path: Path, limit: int | None) -> Task:
     for number, chat in read_chats(path, answered=False):
         if isinstance(chat, Problem):
             raise UsageError("--data", f"{chat.file}:{chat.line}: {chat.reason}", "correct the line, see `pipo data`")
-        messages = asked(chat)
+        messages = chat.asked().messages
         if not messages:
             raise UsageError("--data", f"{path}:{number}: nothing before the answer", "remove the line")
+        if chat.tools is not None:
+            raise UsageError("--data", f"{path}:{number}: has tools, which are not offered here", "remove the line")
         found.append(Question(str(number), path.stem, None, messages, "", None))
         if len(found) == limit:
             break

@@ -17,7 +17,7 @@ from pipo.convert.base import load_tokenizer
 from pipo.convert.pad_token import id_list
 from pipo.convert.shipped import resolve
 from pipo.data.batch import Collator
-from pipo.data.chat import PromptDataset
+from pipo.data.datasets import PromptDataset
 from pipo.decoding.engine import Completion
 from pipo.errors import UsageError
 from pipo.model.families import load_config
@@ -28,7 +28,7 @@ from pipo.training.checkpoint import last_checkpoint
 from pipo.training.distill.rollout import lay_out_answer, roll_out
 from pipo.training.precision import frozen_dtype
 from pipo.training.recipe import DistillRecipe, Divergence, Weights
-from pipo.training.sft import note_problems, save, student, train_arguments
+from pipo.training.sft import how_read, note_problems, save, student, train_arguments
 from pipo.training.teacher import Teacher, check_same_tokens
 from pipo.training.trainer import StepTrainer, pair_target_counts, weighted_loss
 
@@ -65,8 +65,8 @@ def prepare(recipe: DistillRecipe) -> tuple[Any, PromptDataset]:
     elif was_trained(Path(student)):
         problem = f"{recipe.model} was trained already: with a new adapter off it is no uncompressed model"
         raise UsageError("teacher", problem, "name one, or start from what it was trained from, with lora.adapter")
-    data = PromptDataset(recipe.data.train, tokenizer, **recipe.data.model_dump(exclude={"train"}))
-    return tokenizer, note_problems(data)
+    data = PromptDataset(recipe.data.train, tokenizer, **how_read(recipe.data))
+    return tokenizer, note_problems(data, recipe.data.strict)
 
 
 def check_same_end(tokenizer: Any, student: str) -> None:

@@ -49,8 +49,8 @@ def estimate(recipe: SftRecipe | DistillRecipe) -> dict[str, Any]:
     return {
         **of_kind,
         "left_out": len(data.problems),
-        "tokens": sum(data.lengths),
-        "longest": max(data.lengths),
+        "tokens": int(data.lengths.sum()),
+        "longest": int(data.lengths.max()),
         "examples_per_step": per_step,
         "steps": args.max_steps
         if args.max_steps > 0
@@ -71,7 +71,7 @@ def rollout_cache(recipe: DistillRecipe, args: TrainingArguments, prompts: Any) 
     """Bytes of the caches of a batch that is answered."""
     config = AutoConfig.from_pretrained(resolve(recipe.model)).get_text_config()
     _, kv_bytes = kv_bytes_per_token(config, torch.bfloat16 if args.bf16 else torch.float32)
-    pairs = math.ceil(max(prompts.lengths) / 2) + recipe.rollout.max_new_tokens
+    pairs = math.ceil(int(prompts.lengths.max()) / 2) + recipe.rollout.max_new_tokens
     return args.per_device_train_batch_size * pairs * 2 * kv_bytes
 
 
@@ -101,12 +101,12 @@ def measure(recipe: SftRecipe | DistillRecipe, args: TrainingArguments, data: An
 def longest_row(recipe: SftRecipe | DistillRecipe, data: Any) -> int:
     """Token positions of the longest example, with as many PADs as it can get."""
     if isinstance(recipe, DistillRecipe):  # one token a pair at worst
-        return max(data.lengths) + 1 + 2 * recipe.rollout.max_new_tokens
-    longest = max(data.items, key=lambda item: len(item.ids))
+        return int(data.lengths.max()) + 1 + 2 * recipe.rollout.max_new_tokens
+    longest = data[int(data.lengths.argmax())]
     if recipe.objective != "pipo":
-        return len(longest.ids)
+        return len(longest["input_ids"])
     pads = recipe.pads
-    laid = lay_out(longest.ids, longest.labels, 0, pads.scheme, pads.max_ratio, random.Random(0))
+    laid = lay_out(longest["input_ids"], longest["labels"], 0, pads.scheme, pads.max_ratio, random.Random(0))
     return len(laid.ids)
 
 
