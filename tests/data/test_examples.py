@@ -158,7 +158,7 @@ def test_the_end_of_a_turn_is_the_templates(name, end):
     tokenizer.add_tokens([end], special_tokens=True)
     tokenizer.bos_token, tokenizer.eos_token = "<|im_start|>", "<|endoftext|>"
     assert turn_end(tokenizer) == end
-    assert [text for _, text in pieces(tokenizer, read(PLAIN))][0].endswith("Hello there." + end)
+    assert next(text for _, text in pieces(tokenizer, read(PLAIN))).endswith("Hello there." + end)
 
 
 def test_a_template_that_ends_nothing_is_refused():

@@ -28,9 +28,10 @@ from pipo.pairing import IGNORE
 from pipo.runtime.recipe import load_recipe
 from pipo.training.divergence import soft_labels
 from pipo.training.recipe import SftRecipe
+from pipo.training.regular import use_chunked_loss
 from pipo.training.sft import sft, train_arguments
 from pipo.training.teacher import Teacher
-from pipo.training.trainer import pair_target_counts
+from pipo.training.trainer import draft_counts, next_token_counts, pair_target_counts
 
 LOSSES = ("backbone_loss", "mtp_loss", "confidence_loss")
 
@@ -142,6 +143,44 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
     file.write_text("{\n")
     with pytest.raises(UsageError, match=r"chat\.jsonl:1: no JSON"):
         ChatDataset([str(file)], tiny.tokenizer(), max_length=200)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_5"])
+@pytest.mark.parametrize("objective", ["regular", "mtp"])
+def test_answers_that_share_a_row_are_answers_apart(tmp_path, family, objective):
+    """The same losses and gradients over the same number of targets, from fewer tokens read."""
+    turns = [*next(chats())["messages"], {"role": "user", "content": "how many"}]
+    turns += [{"role": "assistant", "content": "so on and on"}, turns[0], {"role": "assistant", "content": "what"}]
+    file = tmp_path / "chat.jsonl"
+    file.write_text(json.dumps({"messages": turns}) + "\n" + json.dumps(next(chats())) + "\n")
+    model = use_chunked_loss(tiny.base(family)) if objective == "regular" else tiny.drafted(family)
+    count = next_token_counts if objective == "regular" else draft_counts
+    found = []
+    for shared, rows in ((True, 2), (False, 4)):
+        data = ChatDataset([str(file)], tiny.tokenizer(), max_length=200, shared=shared)
+        assert len(data) == rows
+        batch = Collator(2)([data[i] for i in range(rows)])
+        out = model(**batch)
+        out.loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        found.append((int(count(batch["labels"])), out.loss.detach(), gradients, sum(data.lengths)))
+    (targets, loss, gradients, read), (targets_apart, loss_apart, gradients_apart, read_apart) = found
+    assert targets == targets_apart and read < read_apart
+    torch.testing.assert_close(loss, loss_apart, atol=1e-5, rtol=1e-5)
+    assert len(gradients) == len(gradients_apart) > 3
+    for one, other in zip(gradients, gradients_apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_strict_stops_before_training(data, tiny_pipo, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(Path(data).read_text() + "{\n[]\n")
+    strict = recipe(tiny_pipo, str(bad), tmp_path / "out")
+    strict.data.strict = True
+    with pytest.raises(UsageError, match=r"data\.strict: .*bad\.jsonl:13: no JSON .* \(and 1 more\)"):
+        sft(strict)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("scheme", ["shift", "split"])

@@ -52,6 +52,7 @@ class Examples:
             raise UsageError("chat_template", "the tokenizer has none", "add chat_template.jinja to the model's folder")
         check_template(tokenizer, self.template)
         self.end = "" if prompts else turn_end(tokenizer, **self.template)
+        self.marks_starts = self.encode("\nThe") != self.encode("\n") + self.encode("The")  # of a text, as of a word
         self.special = re.compile("|".join(map(re.escape, sorted(added_tokens(tokenizer, special=True)))) or r"(?!)")
 
     def rows(self, chat: Chat) -> list[Row] | str:
@@ -72,9 +73,8 @@ class Examples:
             if chat.messages[turn].get("weight") == 0:
                 continue
             prompt, answer = self._texts(chat, turn)
-            ids, whole = self.encode(prompt), self.encode(prompt + answer)
-            if whole[: len(ids)] != ids:  # at inference nothing joins the two
-                whole = ids + self.encode(answer)
+            ids = self.encode(prompt)
+            whole = ids + self._continued(prompt, ids, answer)
             before = []
             if rows and ids[: len(rows[-1].ids)] == rows[-1].ids:
                 before = rows.pop().answers
@@ -82,6 +82,11 @@ class Examples:
         if not rows:
             raise Unfit('every assistant turn has "weight" 0')
         return rows
+
+    def _continued(self, prompt: str, ids: list[int], answer: str) -> list[int]:
+        """An answer's ids, behind its prompt's, which no token of the answer joins at inference."""
+        whole = self.encode(prompt + answer) if self.marks_starts else []
+        return whole[len(ids) :] if whole[: len(ids)] == ids and whole else self.encode(answer)
 
     def _prompt(self, chat: Chat) -> Row:
         if not chat.messages:

@@ -23,7 +23,7 @@ from pipo.pairing import IGNORE, Slot
 from pipo.training import recipe as recipes
 from pipo.training.checkpoint import last_checkpoint
 from pipo.training.distill.rollout import lay_out_answer, roll_out
-from pipo.training.distill.run import DistillTrainer, distill
+from pipo.training.distill.run import DistillTrainer, distill, prepare
 from pipo.training.plan.estimate import estimate
 from pipo.training.recipe import DistillRecipe, Lora
 from pipo.training.sft import NEW_MODULES, add_lora
@@ -293,6 +293,26 @@ def test_a_teacher_of_another_vocabulary_is_refused(prompts, tiny_pipo, tiny_lla
     tokenizer.save_pretrained(other)
     with pytest.raises(UsageError, match="EOS"):
         distill(recipe(tiny_pipo, prompts, tmp_path / "out", teacher=str(other)))
+
+
+def test_prompts_are_read_as_the_recipe_says(prompts, tiny_pipo, tiny_llama, tmp_path):
+    """Options of the template, a prefix that it does not write, and `strict`, which the fixture's bad line ends."""
+    folder = Path(shutil.copytree(tiny_pipo, tmp_path / "student"))
+    told = "{% if add_generation_prompt and quick %}{{ 'so ' }}{% endif %}"
+    with (folder / "chat_template.jinja").open("a") as file:
+        file.write(told)
+    data = {"train": [prompts], "template": {"quick": True}, "prefix": "so "}
+    tokenizer, found = prepare(recipe(str(folder), prompts, tmp_path / "out", teacher=tiny_llama, data=data))
+    assert len(found) == 8
+    assert all(tokenizer.decode(found[i]["prompt"]).endswith("<|im_start|>assistant\nso ") for i in range(8))
+    _, found = prepare(recipe(tiny_pipo, prompts, tmp_path / "out", teacher=tiny_llama, data={**data, "template": {}}))
+    assert all(tokenizer.decode(found[i]["prompt"]).endswith("<|im_start|>assistant\nso ") for i in range(8))
+    with pytest.raises(UsageError, match=r"data\.template\.quick"):
+        prepare(recipe(tiny_pipo, prompts, tmp_path / "out", teacher=tiny_llama, data=data))
+    with pytest.raises(UsageError, match=r"data\.strict: .*prompts\.jsonl:9"):
+        distill(
+            recipe(tiny_pipo, prompts, tmp_path / "out", data={"train": [prompts], "strict": True}, lora={"rank": 2})
+        )
 
 
 def test_bad_recipes_are_refused(prompts, tiny_pipo, tmp_path):
