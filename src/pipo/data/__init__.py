@@ -1,1 +1,1 @@
-"""Chat JSONL in, pairs out."""
+"""Chat JSONL in, examples in pairs out."""

@@ -100,9 +100,10 @@ def key(files: Sequence[str], examples: Examples) -> str:
     parts += [type(examples.tokenizer).__name__, tokenizers.__version__, examples.end, examples.special.pattern]
     parts += [examples.tokenizer.chat_template, examples.tokenizer.special_tokens_map]
     parts += [examples.template, examples.prefix, examples.prompts]
-    parts += [examples.tokenizer.get_vocab() if backend is None else backend.to_str()]
-    for part in parts:
+    for part in [*parts, examples.tokenizer.get_vocab() if backend is None else None]:
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    if backend is not None:
+        digest.update(backend.to_str().encode())
     return digest.hexdigest()[:20]
 
 
