@@ -100,6 +100,7 @@ def main() -> None:
     tokens, speed = cold["tokens"], cold["tokens"] / cold["open_s"]
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     bytes_a_token, index_bytes = cold["disk"] / tokens, 24 * cold["examples"] / tokens
+    again = f"{warm['open_s']:.1f} s, {args.of * index_bytes / 2**20:.1f} MiB of index"
     once = f"{args.of / speed / 60:.0f} minutes, {args.of * bytes_a_token / 1e9:.1f} GB"
     print(f"""| | {tokens / 1e6:.1f}M tokens, {cold["examples"]:.0f} examples, {size / 1e6:.0f} MB of text |
 |---|---|
@@ -110,7 +111,7 @@ def main() -> None:
 | largest process while tokenizing | {largest:.0f} MiB |
 | laying a row out in pairs | {warm["row_ms"]:.1f} ms |
 | so, of {args.of / 1e9:.1f}e9 tokens: once | {once} |
-| every other start, and every other rank | {warm["open_s"]:.1f} s, {args.of * index_bytes / 2**20:.1f} MiB of index |""")
+| every other start, and every other rank | {again} |""")
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ def key(files: Sequence[str], examples: Examples) -> str:
     for part in [*parts, examples.tokenizer.get_vocab() if backend is None else None]:
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     if backend is not None:
+        backend.no_padding()  # left there by an earlier call, and no part of it
+        backend.no_truncation()
         digest.update(backend.to_str().encode())
     return digest.hexdigest()[:20]
 
