@@ -38,7 +38,7 @@ def resident(kind):
     ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
-one = Path(os.environ["PIPO_DATA"]) / "one.jsonl"
+one = Path(os.environ["PIPO_HOME"]) / "one.jsonl"
 one.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}')
 ChatDataset([str(one)], tokenizer, max_length=10**6)  # whatever opening takes for itself is taken
 loaded, before = time.perf_counter(), resident("Anonymous:")
@@ -79,7 +79,7 @@ def write_corpus(path: Path, tokens: int) -> None:
 def start(model: str, corpus: Path, workers: int, cache: str) -> dict[str, float]:
     """A fresh process that opens the corpus as training does."""
     command = [sys.executable, "-c", MEASURE, model, str(corpus), str(workers)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PIPO_DATA": cache})
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PIPO_HOME": cache})
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -92,7 +92,7 @@ def test_options_of_the_chat_template(pipo, refused, good, tiny_pipo, tmp_path):
     more, less = tokens("--template", "long=false"), tokens()
     assert more["total"] > less["total"] and more["examples"] == less["examples"] == 4
     refused("data.template.short", "data", good, "--model", folder, "--template", "short=1")
-    refused("--template", "data", good, "--template", "long=1")
+    refused("Invalid value for --template", "data", good, "--template", "long=1")
 
 
 def test_a_missing_file(refused, tmp_path):

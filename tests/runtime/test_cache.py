@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pipo.errors import UsageError
-from pipo.runtime.cache import build, cache_folder, data_folder
+from pipo.runtime.cache import build
 
 MAKE = """
 import sys, time
@@ -71,11 +71,3 @@ def test_where_nothing_can_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="PIPO_HOME: cannot write and lock"):
         build(tmp_path / "file" / "target", lambda _: None)
-
-
-def test_where_it_lies(monkeypatch, tmp_path):
-    monkeypatch.setenv("PIPO_HOME", str(tmp_path))
-    monkeypatch.delenv("PIPO_DATA")
-    assert cache_folder() == tmp_path and data_folder() == tmp_path / "data"
-    monkeypatch.setenv("PIPO_DATA", str(tmp_path / "elsewhere"))
-    assert data_folder() == tmp_path / "elsewhere"

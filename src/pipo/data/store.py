@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipo.data.chat import BOM, Chat, Problem, parse_chat
 from pipo.data.examples import Examples
 from pipo.errors import UsageError, first_line
-from pipo.runtime.cache import build, data_folder
+from pipo.runtime.cache import build, cache_folder
 from pipo.runtime.progress import SampleProgress
 
 FORMAT = b"1"
@@ -86,7 +86,7 @@ def open_store(files: Sequence[str], examples: Examples, *, workers: int | None 
         except OSError as error:
             raise UsageError(field, f"cannot read {file} ({first_line(error)})", "name a chat JSONL file") from error
     make = partial(write_store, files=files, examples=examples, workers=workers or cores())
-    return Store(build(data_folder() / key(files, examples), make), files)
+    return Store(build(cache_folder() / "data" / key(files, examples), make), files)
 
 
 def key(files: Sequence[str], examples: Examples) -> str:

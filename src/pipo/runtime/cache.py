@@ -13,13 +13,8 @@ from pipo.errors import UsageError
 
 
 def cache_folder() -> Path:
-    """Where built models live: $PIPO_HOME, or the user's cache."""
+    """Where built models and tokenized data live: $PIPO_HOME, or the user's cache."""
     return Path(os.environ.get("PIPO_HOME") or Path.home() / ".cache" / "pipo")
-
-
-def data_folder() -> Path:
-    """Where tokenized data lives: $PIPO_DATA, or `data` beside the built models."""
-    return Path(os.environ.get("PIPO_DATA") or cache_folder() / "data")
 
 
 def build(target: Path, make: Callable[[Path], None]) -> Path:
