@@ -48,7 +48,7 @@ class ChatDataset(Dataset[dict[str, list[int]]]):
         long = _too_long(self.store, fits, max_length)
         self.problems = self.store.in_order(chain(self.store.problems, asked, long))
         if not len(self):
-            raise _nothing("nothing to train on", files, self.problems)
+            raise _nothing("nothing to train on in", files, self.problems)
 
     @property
     def lengths(self) -> NDArray[np.int64]:  # [N]
@@ -126,7 +126,7 @@ class PromptDataset(Dataset[dict[str, list[int]]]):
         )
         self.problems = self.store.in_order(chain(self.store.problems, long))
         if not len(self):
-            raise _nothing("no prompt", files, self.problems)
+            raise _nothing("no prompt in", files, self.problems)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,4 +146,4 @@ def _too_long(store: Store, fits: NDArray[np.bool_], max_length: int) -> list[Pr
 
 def _nothing(what: str, files: Sequence[str], problems: Sequence[Problem]) -> UsageError:
     first = f", first: {problems[0]}" if problems else ""
-    return UsageError("data", f"{what} in {', '.join(files)}{first}", "see `pipo data FILE`")
+    return UsageError("data", f"{what} {', '.join(files)}{first}", "see `pipo data FILE`")
