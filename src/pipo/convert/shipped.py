@@ -93,7 +93,9 @@ def _fingerprint(name: str) -> str:
     for part in SHIPPED[: SHIPPED.index(name) + 1]:
         folder = ASSETS / part
         if not (folder / "adapter_model.safetensors").is_file():
-            raise UsageError("model", f"this installation has no {part}", "install it from a checkout (docs/install.md)")
+            raise UsageError(
+                "model", f"this installation has no {part}", "install it from a checkout (docs/install.md)"
+            )
         for file in sorted(folder.iterdir()):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
