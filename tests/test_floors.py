@@ -8,8 +8,8 @@ from places import DOCS, SRC
 FLOORS = (
     ("pipo",),  # the vocabulary: pairing, errors
     ("runtime",),
-    ("model", "tasks"),
-    ("convert", "data"),
+    ("data", "model", "tasks"),
+    ("convert",),
     ("decoding",),
     ("data/build", "vllm"),
     ("serving", "training"),

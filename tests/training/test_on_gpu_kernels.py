@@ -3,12 +3,11 @@
 import json
 
 import pytest
-import tiny
 import torch
 from gpu_stand_ins import gpu_kernels  # noqa: F401 - a fixture
+from half import write_folders
 from safetensors.torch import load_file
 
-from pipo.convert.folders import convert
 from pipo.training import precision
 from pipo.training.distill.run import distill
 from pipo.training.recipe import DistillRecipe, SftRecipe
@@ -26,14 +25,7 @@ TRAINER = {
 
 @pytest.fixture(scope="module", params=["llama", "qwen3_5"])
 def folders(request, tmp_path_factory):
-    place = tmp_path_factory.mktemp(request.param)
-    tiny.base(request.param).bfloat16().save_pretrained(place / "base")
-    tiny.tokenizer().save_pretrained(place / "base")
-    convert(str(place / "base"), place / "pipo")
-    answer = {"role": "assistant", "content": "so many"}
-    chats = [{"messages": [{"role": "user", "content": f"what is {i}"}, answer]} for i in range(8)]
-    (place / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    return place
+    return write_folders(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(autouse=True)

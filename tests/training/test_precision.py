@@ -3,12 +3,11 @@
 import json
 
 import pytest
-import tiny
 import torch
+from half import write_folders
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipo.convert.folders import convert
 from pipo.decoding.engine import LocalEngine
 from pipo.errors import UsageError
 from pipo.training import precision
@@ -25,14 +24,7 @@ LORA = {"rank": 2}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A bfloat16 base, a PIPO model of it, and chats."""
-    place = tmp_path_factory.mktemp("bfloat16")
-    tiny.base("llama").bfloat16().save_pretrained(place / "base")
-    tiny.tokenizer().save_pretrained(place / "base")
-    convert(str(place / "base"), place / "pipo")
-    answer = {"role": "assistant", "content": "so many"}
-    chats = [{"messages": [{"role": "user", "content": f"what is {i}"}, answer]} for i in range(8)]
-    (place / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    return place
+    return write_folders(tmp_path_factory.mktemp("bfloat16"), "llama")
 
 
 @pytest.fixture(autouse=True)

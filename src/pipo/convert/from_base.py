@@ -45,7 +45,9 @@ def from_base(
     source = str(base) if isinstance(base, (str, Path)) else str(base.config._name_or_path)
     model: Any = load_base(source, dtype=dtype) if isinstance(base, (str, Path)) else base
     backbone_config = text_config(model.config)
-    pad = choose_pad(tokenizer := tokenizer or load_tokenizer(source), turn_ends(tokenizer, model.generation_config))
+    tokenizer = tokenizer or load_tokenizer(source)
+    ends = turn_ends(tokenizer, model.generation_config)
+    pad = choose_pad(tokenizer, ends[:1])
     if pad >= backbone_config.vocab_size:
         model.resize_token_embeddings(pad + 1)
     config = PipoConfig(
@@ -67,7 +69,7 @@ def from_base(
     start_heads(pipo, trained_head(source, mtp_from, backbone_config))
     pipo.generation_config = model.generation_config
     pipo.generation_config.pad_token_id = pad
-    pipo.generation_config.eos_token_id = without(model.generation_config.eos_token_id, pad)
+    pipo.generation_config.eos_token_id = without(ends, pad)
     return pipo.eval()
 
 

@@ -6,16 +6,20 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pipo.data.chat import turn_end
+from pipo.errors import UsageError
+
 SPARE_NAMES = re.compile(r"pad|reserved|unused|empty", re.IGNORECASE)
 NEW_TOKEN = "<|pair_pad|>"
 
 
 def choose_pad(tokenizer: Any, turn_ends: Iterable[int]) -> int:
-    """The tokenizer's pad where it ends no turn, else a reserved special token that no template uses, else a new one.
+    """The tokenizer's pad where it ends no turn and stands in no prompt, else a reserved special token that no template
+    uses, else a new one.
 
     Sets it as the tokenizer's pad. A new token's id may lie beyond the embedding's rows.
     """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in set(turn_ends):
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in {*turn_ends, tokenizer.bos_token_id}:
         spare = _spare_token(tokenizer)
         if spare is None:
             tokenizer.add_special_tokens({"pad_token": NEW_TOKEN})
@@ -35,10 +39,16 @@ def _spare_token(tokenizer: Any) -> str | None:
 
 
 def turn_ends(tokenizer: Any, generation_config: Any) -> list[int]:
-    """The id that ends a turn: the tokenizer's EOS, or the model's where the tokenizer has none."""
-    if tokenizer.eos_token_id is not None:
-        return [tokenizer.eos_token_id]
-    return id_list(generation_config.eos_token_id)
+    """The ids that end an answer: first the one that the chat template writes behind it, which training teaches, then
+    the model's own; where neither is there, the tokenizer's EOS. Raises `UsageError` where there is nothing.
+    """
+    ends = id_list(generation_config.eos_token_id)
+    if getattr(tokenizer, "chat_template", None):
+        ends = [tokenizer.convert_tokens_to_ids(turn_end(tokenizer)), *ends]
+    ends = ends or id_list(tokenizer.eos_token_id)
+    if not ends:
+        raise UsageError("eos_token_id", "nothing ends an answer", "give the tokenizer an eos_token")
+    return list(dict.fromkeys(ends))
 
 
 def id_list(ids: int | list[int] | None) -> list[int]:

@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipo.convert.base import load_base, load_tokenizer, warn_slow_bfloat16
+from pipo.convert.pad_token import turn_ends
 from pipo.convert.save import save_model
 from pipo.convert.shipped import adapter_of, resolve
 from pipo.data.batch import Collator
@@ -300,6 +301,8 @@ def save(trainer: StepTrainer, tokenizer: Any, recipe: SftRecipe | DistillRecipe
     model.to(dtype := checkpoint_dtype(recipe.model))
     facts = {"base": recipe.model, "data": recipe.data.train, "recipe": recipe.model_dump()}
     plain = model.base.to(dtype) if isinstance(model, DraftedBase) else model
+    if plain.config.model_type != "pipo":  # a converted model has it already
+        plain.generation_config.eos_token_id = turn_ends(tokenizer, plain.generation_config)
     save_model(plain, tokenizer, Path(recipe.output), seeds=[trainer.args.seed], **facts)
     if isinstance(model, DraftedBase):
         save_mtp(model.mtp, Path(recipe.output))

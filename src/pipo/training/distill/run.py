@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import GenerationConfig
 
 from pipo.convert.base import load_tokenizer
-from pipo.convert.pad_token import id_list
+from pipo.convert.pad_token import id_list, turn_ends
 from pipo.convert.shipped import resolve
 from pipo.data.batch import Collator
 from pipo.data.datasets import PromptDataset
@@ -72,11 +72,12 @@ def prepare(recipe: DistillRecipe) -> tuple[Any, PromptDataset]:
 def check_same_end(tokenizer: Any, student: str) -> None:
     """Decoding must stop where a turn ends in the chat template's text."""
     try:
-        ends = id_list(GenerationConfig.from_pretrained(student).eos_token_id)
+        config = GenerationConfig.from_pretrained(student)
     except OSError:
         return  # the tokenizer's alone
-    if ends and tokenizer.eos_token_id not in ends:
-        problem = f"its decoding stops at {ends}, its tokenizer's EOS is {tokenizer.eos_token_id}"
+    ends, end = id_list(config.eos_token_id), turn_ends(tokenizer, config)[0]
+    if ends and end not in ends:
+        problem = f"its decoding stops at {ends}, its chat template ends a turn with {end}"
         raise UsageError("model", problem, "put that into eos_token_id of its generation_config.json")
 
 
