@@ -245,7 +245,7 @@ def test_rollouts_end_where_decoding_ends(prompts, tiny_pipo, tmp_path):
     answers = roll_out(model, tiny.tokenizer(), [[5, 6]] * 3, how, "seed")
     assert all(answer.finish_reason == "stop" and answer.token_ids[-1] > 2 for answer in answers)
     (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
-    with pytest.raises(UsageError, match=r"model: its decoding stops at \[7\], its tokenizer's EOS is 1"):
+    with pytest.raises(UsageError, match=r"model: its decoding stops at \[7\], its chat template ends a turn with 1"):
         distill(recipe(str(folder), prompts, tmp_path / "out", lora={"rank": 2}))
 
 
