@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from pipo.convert.base import load_tokenizer
 from pipo.convert.shipped import adapter_of, resolve
 from pipo.data.layout import lay_out
-from pipo.model.families import kv_bytes_per_token
+from pipo.model.families import kv_bytes_per_token, missing_kernels
 from pipo.model.mtp_base import DraftedBase, new_mtp
 from pipo.training.distill.run import compare_by, prepare
 from pipo.training.divergence import Compare, soft_labels
@@ -81,8 +81,10 @@ def size(source: str) -> int:
         return sum(p.numel() for p in skeleton(source).parameters())
 
 
-def measure(recipe: SftRecipe | DistillRecipe, args: TrainingArguments, data: Any) -> StepMemory:
-    """The memory of the recipe's longest batch."""
+def measure(
+    recipe: SftRecipe | DistillRecipe, args: TrainingArguments, data: Any, kernels: bool | None = None
+) -> StepMemory:
+    """The memory of the recipe's longest batch. `kernels`: of recurrent layers, None is as they are installed here."""
     rows, row = args.per_device_train_batch_size, longest_row(recipe, data)
     packing = isinstance(recipe, SftRecipe) and recipe.data.packing
     rows, row = (1, rows * row) if packing else (rows, row)
@@ -95,6 +97,7 @@ def measure(recipe: SftRecipe | DistillRecipe, args: TrainingArguments, data: An
         masked=packing or rows > 1,
         bf16=args.bf16,
         checkpoint=args.gradient_checkpointing,
+        kernels=not missing_kernels() if kernels is None else kernels,
     )
 
 

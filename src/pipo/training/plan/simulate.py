@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from pipo.training.teacher import Teacher
 
 ADAM = 8
 """Bytes that Adam keeps for a trained parameter."""
+
+CHUNK = 64
+"""Positions of one chunk of the recurrent kernel."""
 
 FUSED, MASKED = "pipo_counted", "pipo_counted_masked"
 """Stand-ins for kernels of fused attention: without a mask, and with one of a number per query and key."""
@@ -55,16 +60,18 @@ def step_memory(
     masked: bool,
     bf16: bool,
     checkpoint: bool,
+    kernels: bool,
 ) -> StepMemory:
     """Of a batch of `rows` x `length` tokens, all of them targets.
 
     build, teach: make the model and its teacher (None: it has none), without weights.
     attention: the recipe's; `eager` is counted as it is, all others as a fused kernel, with a mask where rows differ
     in length or are packed (`masked`, which kernels of flash attention do without).
+    kernels: recurrent layers are counted as their kernels, too; else as the reference that runs without them.
     """
     with torch.device("meta"):
         model = build()
-    with FakeTensorMode(), _Ledger() as ledger:
+    with FakeTensorMode(), _recurrence() if kernels else contextlib.nullcontext(), _Ledger() as ledger:
         teacher = teach(pretend(model))
         model.train().set_attn_implementation(stand_in(attention, masked))
         if checkpoint:
@@ -163,6 +170,36 @@ def _fused(
 ) -> tuple[Tensor, None]:  # [B, L, heads, D]
     mask = None if attention_mask is None else attention_mask.to(query.dtype)
     return _FusedAttention.apply(query, key, value, mask), None
+
+
+class _FusedRecurrence(torch.autograd.Function):
+    """Keeps what flash-linear-attention's chunked kernel keeps: its inputs, and a block of CHUNK numbers a position.
+
+    The states between chunks are there while it runs, forward and backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+        batch, length, heads, width = query.shape
+        states = value.new_empty(batch, -(-length // CHUNK), heads, width, value.shape[-1])
+        block = value.new_empty(batch, length, heads, CHUNK)
+        ctx.save_for_backward(query, key, value, g, beta, block)
+        ctx.states = states.shape
+        return torch.empty_like(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        states = grad.new_empty(ctx.states), grad.new_empty(ctx.states)  # noqa: F841 - alive here
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:5])
+
+
+def _recurrence() -> Any:
+    """While it lasts, recurrent layers call the stand-in."""
+
+    def rule(query: Tensor, key: Tensor, value: Tensor, *, g: Tensor, beta: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return _FusedRecurrence.apply(query, key, value, g, beta), None
+
+    return mock.patch.object(modeling_qwen3_5, "torch_chunk_gated_delta_rule", rule)
 
 
 def stand_in(attention: str, masked: bool) -> str:
