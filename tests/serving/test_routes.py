@@ -66,8 +66,9 @@ def test_a_stream_says_that_it_is_alive(service, transport, engine, monkeypatch)
     reply, chunks = anyio.run(go)
     assert reply.headers["Content-Type"].startswith("text/event-stream")
     blocks = reply.text.removesuffix("\n\n").split("\n\n")
-    assert blocks[0].startswith(": ping") and blocks[-1] == "data: [DONE]"
-    assert all(block.startswith((": ping", "data: {")) for block in blocks[:-1])
+    events = [block for block in blocks if not block.startswith(": ping")]  # pings may come to the last moment
+    assert blocks[0].startswith(": ping") and events[-1] == "data: [DONE]"
+    assert all(event.startswith("data: {") for event in events[:-1])
     wanted = expected(engine, engine.encode("so"), 20).text
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == wanted
 
